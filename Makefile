@@ -1,0 +1,54 @@
+# The only entry points; `make help` prints them. Each target installs what it needs.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat requirements.lock operator/pyproject.toml runtime/pyproject.toml | sha256sum | cut -c1-16)
+
+.PHONY: help
+help: ## Print these targets
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(STAMP): requirements.lock operator/pyproject.toml runtime/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "duckmesh needs Python 3.11 or newer; set PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked packages into $(VENV)"
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e operator -e runtime
+	@rm -f $(VENV)/.installed-*; touch $@
+
+.PHONY: setup
+setup: $(STAMP) ## Make the virtualenv from the lock
+
+.PHONY: fmt
+fmt: setup ## Format and fix what can be fixed
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+.PHONY: lint
+lint: setup ## Format, rules, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+.PHONY: unit contract integration
+unit: setup ## Tests without network
+	$(BIN)/pytest tests/unit
+contract: setup ## Tests that both sides of each seam agree
+	$(BIN)/pytest tests/contract
+integration: setup ## Tests with real Postgres, DuckLake and S3 on loopback
+	$(BIN)/pytest tests/integration
+
+.PHONY: test
+test: setup ## Everything that needs no cluster
+	$(BIN)/pytest tests/unit tests/contract tests/integration
+
+.PHONY: lock
+lock: setup ## Renew the hash-pinned locks (root, and the part of it each image needs)
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev \
+	  operator/pyproject.toml runtime/pyproject.toml --extra dev -o requirements.lock
+	for f in operator runtime; do \
+	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    -c requirements.lock $$f/pyproject.toml -o $$f/requirements.lock; done

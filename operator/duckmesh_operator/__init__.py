@@ -1,0 +1,1 @@
+"""The duckmesh operator: Tenant and Compactor resources in, worker pods and status out."""

@@ -1,0 +1,1 @@
+"""The duckmesh runtime: ingest, commit, query, sandbox, and the duckmesh command line."""

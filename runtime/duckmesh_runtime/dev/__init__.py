@@ -1,0 +1,1 @@
+"""Trial and test services: embedded Postgres, SeaweedFS, and `duckmesh dev`; needs the `dev` extra."""

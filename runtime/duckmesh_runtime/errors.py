@@ -1,0 +1,150 @@
+"""Every failure the runtime can answer with: one root, one class per thing a caller can do.
+
+    DuckmeshError                 code, message, context; `retryable` says whether the same call may pass later
+    +-- Invalid                   the request is wrong: change it
+    +-- Unauthorized              no key, or a key that is not enough
+    +-- NotFound                  the named thing is not there (or not yours: the same answer)
+    +-- Conflict                  the request contradicts what is already there
+    +-- Limited                   too much or too fast: wait and repeat
+    +-- Unavailable               a part the request needs does not answer: repeat
+    +-- Failed                    the query ran and ended badly
+    +-- Corrupt                   stored data is missing or damaged: repeat does not help
+
+The codes are a closed catalogue (`CATALOGUE`); `web` maps each to its one HTTP status. Messages name the field, what is
+wrong with its value and what to do; they never carry paths, connection strings or other tenants' names.
+Leaf module: imports nothing of the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+Scalar = str | int | float | bool | None
+Context = Mapping[str, "Scalar | list[Scalar]"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorSpec:
+    """One line of the catalogue.
+
+    Attributes:
+        status: HTTP status of the answer.
+        retryable: The same request may succeed later, unchanged.
+        meaning: One line for the reference page.
+    """
+
+    status: int
+    retryable: bool
+    meaning: str
+
+
+def _spec(status: int, retryable: bool, meaning: str) -> ErrorSpec:
+    return ErrorSpec(status=status, retryable=retryable, meaning=meaning)
+
+
+CATALOGUE: Final[Mapping[str, ErrorSpec]] = {
+    "VALIDATION_FAILED": _spec(400, False, "A field of the request is missing, unknown or wrong."),
+    "SCHEMA_INCOMPATIBLE": _spec(409, False, "The change does not fit the table as it is."),
+    "TABLE_NOT_FOUND": _spec(404, False, "There is no table of this name."),
+    "TABLE_EXISTS": _spec(409, False, "A table of this name exists with another definition."),
+    "ROUTE_NOT_FOUND": _spec(404, False, "There is no such path, or not with this method."),
+    "IDEMPOTENCY_CONFLICT": _spec(409, False, "The idempotency key was used with other content."),
+    "VISIBILITY_TOKEN_INVALID": _spec(400, False, "The visibility token cannot be read."),
+    "TOKEN_SCOPE_MISMATCH": _spec(400, False, "The visibility token belongs to another lake."),
+    "CONSISTENCY_TIMEOUT": _spec(504, True, "The token did not become visible in time."),
+    "STALENESS_EXCEEDED": _spec(503, True, "The lake lags more than the request allows."),
+    "SNAPSHOT_NOT_FOUND": _spec(404, False, "There never was such a snapshot."),
+    "SNAPSHOT_EXPIRED": _spec(410, False, "The snapshot was removed by retention."),
+    "SQL_NOT_ALLOWED": _spec(
+        403, False, "The statement is not one SELECT over this lake's tables."
+    ),
+    "SQL_ERROR": _spec(400, False, "The statement does not parse, bind or run."),
+    "QUERY_TIMEOUT": _spec(504, False, "The query ran longer than its limit."),
+    "QUERY_MEMORY": _spec(507, False, "The query needed more memory than its limit."),
+    "QUERY_CRASHED": _spec(
+        500, True, "The process that ran the query ended; no other query is hit."
+    ),
+    "RESULT_TOO_LARGE": _spec(413, False, "The result is larger than the limit."),
+    "PAYLOAD_TOO_LARGE": _spec(413, False, "The request body is larger than the limit."),
+    "UNSUPPORTED_MEDIA_TYPE": _spec(415, False, "The body's or answer's format is not supported."),
+    "RATE_LIMITED": _spec(429, True, "More requests per second than the limit."),
+    "OVERLOADED": _spec(429, True, "Too much accepted and not yet committed; wait."),
+    "UNAUTHENTICATED": _spec(401, False, "No valid API key."),
+    "FORBIDDEN": _spec(403, False, "The API key lacks the role for this call."),
+    "DATA_FILE_MISSING": _spec(500, False, "A file of the snapshot is missing in the store."),
+    "INTEGRITY_CHECK_FAILED": _spec(500, False, "Stored data differs from the catalog."),
+    "CATALOG_UNAVAILABLE": _spec(503, True, "The catalog database does not answer."),
+    "STORAGE_UNAVAILABLE": _spec(503, True, "The object store does not answer."),
+    "READ_ONLY": _spec(403, False, "The lake takes no writes now."),
+    "INTERNAL": _spec(500, True, "A fault of duckmesh; the trace_id leads to its log line."),
+}
+
+
+class DuckmeshError(Exception):
+    """Root of all failures.
+
+    Attributes:
+        code: A key of `CATALOGUE`.
+        message: For the caller: field, problem, what to do.
+        context: Machine-readable details (watermark, lag, limits); JSON scalars or lists of them.
+        retry_after_s: Seconds to wait before repeating, when the runtime can tell.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        context: Context | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        if code not in CATALOGUE:
+            raise LookupError(f"{code} is not in the catalogue")
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.context: Context = context or {}
+        self.retry_after_s = retry_after_s
+
+    @property
+    def spec(self) -> ErrorSpec:
+        """The catalogue line of this error."""
+        return CATALOGUE[self.code]
+
+
+class Invalid(DuckmeshError):
+    """The request is wrong: change it."""
+
+
+class Unauthorized(DuckmeshError):
+    """No key, or a key that is not enough."""
+
+
+class NotFound(DuckmeshError):
+    """The named thing is not there."""
+
+
+class Conflict(DuckmeshError):
+    """The request contradicts what is already there."""
+
+
+class Limited(DuckmeshError):
+    """Too much or too fast: wait and repeat."""
+
+
+class Unavailable(DuckmeshError):
+    """A part the request needs does not answer: repeat."""
+
+
+class Failed(DuckmeshError):
+    """The query ran and ended badly."""
+
+
+class Corrupt(DuckmeshError):
+    """Stored data is missing or damaged."""
+
+
+class SettingsError(Exception):
+    """Start-up settings are wrong; the text lists every bad value."""

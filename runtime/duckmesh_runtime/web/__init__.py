@@ -1,0 +1,1 @@
+"""The HTTP doors: routes, authentication, error to status; the only user of the aiohttp server."""
