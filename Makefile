@@ -45,6 +45,32 @@ integration: setup ## Tests with real Postgres, DuckLake and S3 on loopback
 test: setup ## Everything that needs no cluster
 	$(BIN)/pytest tests/unit tests/contract tests/integration
 
+.PHONY: fresh
+fresh: ## From nothing: the committed tree, empty virtualenv and caches in a temporary folder
+	tests/fresh.sh
+
+.PHONY: e2e
+e2e: setup ## User stories on a real cluster (left running; `make cluster-down` ends it)
+	$(BIN)/pytest tests/e2e
+
+.PHONY: demo demo-down
+demo: setup ## From nothing to a Tenant with 336,776 real rows, queried and checked
+	$(BIN)/python -m tests.e2e.demo up
+demo-down: setup ## Remove everything the demo made, the cluster included
+	$(BIN)/python -m tests.e2e.demo down
+
+.PHONY: bench
+bench: setup ## Measure the figures of docs/benchmarks.md (needs the demo's cluster: starts it)
+	$(BIN)/python -m tests.bench
+
+.PHONY: ci
+ci: ## What CI runs
+	bash .ci/run
+
+.PHONY: clean
+clean: ## Remove the virtualenv and tool caches (not ~/.cache/duckmesh)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build
+
 .PHONY: lock
 lock: setup ## Renew the hash-pinned locks (root, and the part of it each image needs)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev \
