@@ -61,6 +61,11 @@ class PostgresServer:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        """Whether the postmaster lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def password(self) -> str:
         """The superuser's password."""
         return (self.folder / "password").read_text().strip()

@@ -59,6 +59,11 @@ class S3Server:
             raise RuntimeError("the S3 server is not started")
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Start, wait until S3 answers, make the bucket."""
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
