@@ -1,4 +1,4 @@
-"""One cluster with the chart installed for all stories; a namespace of its own for each; the evidence when one fails."""
+"""One cluster with the chart for all stories; a namespace of its own for each; the evidence when one fails."""
 
 from __future__ import annotations
 

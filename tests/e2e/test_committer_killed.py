@@ -13,6 +13,8 @@ TABLE = {
     "columns": [{"name": "writer", "type": "INTEGER"}, {"name": "number", "type": "BIGINT"}],
 }
 
+COUNTS = "SELECT count(*), count(DISTINCT number), min(number), max(number) FROM orders"
+
 
 def test_killing_the_committer_loses_nothing_and_doubles_nothing(tenant: Tenant) -> None:
     tenant.apply()
@@ -54,13 +56,7 @@ def test_killing_the_committer_loses_nothing_and_doubles_nothing(tenant: Tenant)
     assert [w.problem for w in writers] == [None, None]
     with tenant.door() as url:
         api = Api(url, tenant.admin_key())
-        found = [
-            api.rows(
-                f"SELECT count(*), count(DISTINCT number), min(number), max(number) FROM orders WHERE writer = {w.number}",
-                w.token,
-            )[0]
-            for w in writers
-        ]
+        found = [api.rows(f"{COUNTS} WHERE writer = {w.number}", w.token)[0] for w in writers]
     assert found == [[w.acked, w.acked, 1, w.acked] for w in writers]
 
 
