@@ -42,42 +42,65 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyHash:
-    """An idempotency key and the content it was used with, both as 16-byte digests."""
+    """An idempotency key and the content it was used with, both as 16-byte digests.
+
+    Attributes:
+        key: Digest of table and key.
+        content: Digest of what was sent with it.
+        request: The key of a whole request, which is remembered longer than a record's.
+    """
 
     key: bytes
     content: bytes
+    request: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of an `Append`.
+
+    Attributes:
+        rows: Numbers it takes: rows of the payload, or 1 for a table change.
+        payload: One encapsulated Arrow record batch message (`RecordBatch.serialize`), or the JSON of a table change.
+    """
+
+    rows: int
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Append:
-    """One request's contribution to a group commit.
+    """One request's contribution to a group commit: written whole or not at all, under contiguous numbers.
 
     Attributes:
         kind: What it is.
         table: Table name.
-        rows: Numbers it takes: rows of `payload`, or 1 for a table change.
-        payload: Arrow IPC stream of the rows in the table's column order, or the JSON of a table change.
-        schema_version: Version of the tables the payload was validated against.
+        parts: The rows in order, or one part with the table change. The bus packs parts of equal `table` and `header` that
+            follow each other into entries of bounded size, so a large request is cut and small ones share an entry.
+        schema_version: Version of the tables the parts were validated against.
+        header: Encapsulated Arrow schema message (`Schema.serialize`) of the rows, columns in the table's order.
         keys: Idempotency keys, one per row in row order, or one for the whole request, or none.
     """
 
     kind: EntryKind
     table: str
-    rows: int
-    payload: bytes
+    parts: Sequence[Part]
     schema_version: int
+    header: bytes = b""
     keys: Sequence[KeyHash | None] = field(default=())
+
+    @property
+    def rows(self) -> int:
+        """Numbers it takes."""
+        return sum(part.rows for part in self.parts)
 
 
 class AppendResult(StrEnum):
     """What became of an `Append`."""
 
     ACCEPTED = "accepted"
-    DUPLICATE = (
-        "duplicate"  # some or all keys are known with the same content: nothing of it was written
-    )
-    STALE_SCHEMA = "stale_schema"  # tables changed since validation: validate again
-    KEY_CONFLICT = "key_conflict"  # a key is known with other content: nothing of it was written
+    KNOWN = "known"  # some or all keys are known (`known`, `conflicts`): nothing was written
+    STALE_SCHEMA = "stale_schema"  # tables changed since validation: nothing was written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +109,17 @@ class Receipt:
 
     Attributes:
         result: What happened. Only ACCEPTED wrote anything.
-        last: Number of its last row when ACCEPTED, the highest earlier number of its keys when DUPLICATE, else 0.
-        known: Per key of the Append (same order): the number it was first accepted with, or None when new.
-        conflicts: Indexes into `keys` that are known with other content.
+        last: Number of its last row when ACCEPTED, else 0.
+        timeline: The lake's timeline, see `domain.tokens`.
+        known: When KNOWN, per key of the Append (same order): the number it was first accepted with, or None when new.
+            A key that is repeated inside one Append counts as known from its second use on, with the number 0.
+        conflicts: When KNOWN, indexes into `keys` that are known with other content.
         accepted_at: Database time of the transaction.
     """
 
     result: AppendResult
-    last: int
+    last: int = 0
+    timeline: int = 1
     known: Sequence[int | None] = ()
     conflicts: Sequence[int] = ()
     accepted_at: datetime | None = None
@@ -101,7 +127,18 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One durable piece of input: the numbers `first..last` of a table, or one table change (`first == last`)."""
+    """One durable piece of input: the numbers `first..last` of a table, or one table change (`first == last`).
+
+    Attributes:
+        first: Its lowest number.
+        last: Its highest number; `last - first + 1` rows.
+        kind: What it asks.
+        table: Table name.
+        schema_version: Version of the tables it was validated against.
+        payload: Arrow IPC stream of one or more batches, columns in the table's order, or the JSON of a table change:
+            `schema.table_json` for CREATE_TABLE, empty for DROP_TABLE.
+        accepted_at: Database time of the transaction that accepted it.
+    """
 
     first: int
     last: int
@@ -130,6 +167,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableBacklog:
+    """One table's part of a `Backlog`; fields as there."""
+
+    table: str
+    pending_rows: int
+    pending_bytes: int
+    oldest_pending_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
     """What is accepted and not yet visible; see `GET /v1/lag`.
 
@@ -140,6 +187,7 @@ class Backlog:
         pending_bytes: Their payload bytes.
         oldest_pending_at: When the oldest of them was accepted (database time); None when nothing is pending.
         claimed: Numbers in the commit under way.
+        tables: The same per table, those with pending entries only, by name.
     """
 
     head: Head
@@ -148,6 +196,7 @@ class Backlog:
     pending_bytes: int
     oldest_pending_at: datetime | None
     claimed: int
+    tables: Sequence[TableBacklog] = ()
 
     @property
     def lag_ms(self) -> int:
@@ -163,9 +212,10 @@ class IngestBus(Protocol):
     async def append(self, group: Sequence[Append]) -> Sequence[Receipt]:
         """Write a group in one transaction; numbers are given in the group's order and in commit order of transactions.
 
-        One receipt per Append, same order. A duplicate, stale or conflicting Append writes nothing and does not hurt
-        the others. After an error nothing of the group is written, or (connection lost at COMMIT) all of it may be: a
-        retry with the same keys finds out.
+        One receipt per Append, same order. A known or stale Append writes nothing and does not hurt the others; the keys
+        of an accepted one are known to those after it. A table change makes the rest of its group stale. After an error
+        nothing of the group is written, or (connection lost at COMMIT) all of it may be: a retry with the same keys
+        finds out.
         """
         ...
 
@@ -177,6 +227,10 @@ class IngestBus(Protocol):
         """Remove entries with `last <= upto`; returns how many. Safe to repeat."""
         ...
 
+    async def forget_keys(self, *, record_age_s: float, request_age_s: float, max_keys: int) -> int:
+        """Remove at most so many of the oldest idempotency keys past their age (database clock); returns how many."""
+        ...
+
     async def head(self) -> Head:
         """Where input ends now."""
         ...
@@ -186,7 +240,7 @@ class IngestBus(Protocol):
         ...
 
     async def tables(self) -> tuple[int, Sequence[TableDef]]:
-        """Schema version and the tables as accepted (created ones that are not yet committed included)."""
+        """Schema version and the tables as accepted, by name (created ones that are not yet committed included)."""
         ...
 
 

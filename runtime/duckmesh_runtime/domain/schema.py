@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class TableDef:
         primary_key: Column names; empty for a table that takes inserts only.
         partition_by: Column names of the Parquet layout.
         sort_by: Column names that maintenance sorts by.
+        version: Schema version that created the table, 0 before; tells a table from an earlier one of its name.
     """
 
     name: str
@@ -40,3 +41,4 @@ class TableDef:
     primary_key: Sequence[str] = ()
     partition_by: Sequence[str] = ()
     sort_by: Sequence[str] = ()
+    version: int = field(default=0, compare=False)
