@@ -1,7 +1,7 @@
 """Connections to the catalog database, for every adapter that speaks Postgres with asyncpg.
 
-A connection reads its DSN when it is made, so a rotated credential needs no restart; it never waits without a bound; and
-its failures become `errors.Unavailable` by SQLSTATE, never by message text.
+A connection reads its DSN when it is made, so a rotated credential needs no restart.
+It never waits without a bound, and its failures become `errors.Unavailable` by SQLSTATE, never by message text.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ async def connect(
     )
 
 
-class catalog_errors:  # noqa: N801 - used like a statement: `with catalog_errors():` or `@catalog_errors()`
+class catalog_errors:
     """Turn a database that does not answer into Unavailable CATALOG_UNAVAILABLE; other errors pass unchanged.
 
-    A context manager around awaits, and a decorator for coroutine functions.
+    Used like a statement, hence the name: `with catalog_errors():` around awaits, `@catalog_errors()` on functions.
     """
 
     def __enter__(self) -> catalog_errors:
