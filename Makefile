@@ -78,3 +78,13 @@ lock: setup ## Renew the hash-pinned locks (root, and the part of it each image 
 	for f in operator runtime; do \
 	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    -c requirements.lock $$f/pyproject.toml -o $$f/requirements.lock; done
+
+.PHONY: manifests
+manifests: ## Write the chart's copy of crds/
+	@mkdir -p charts/duckmesh/templates/crds
+	for kind in tenant compactor; do { \
+	  echo '{{- if .Values.crds.install }}'; \
+	  sed -e '1s/.*/# Generated from crds\/ by `make manifests`./' \
+	    -e '0,/^  labels:/s//  annotations:\n    helm.sh\/resource-policy: keep\n  labels:/' crds/$$kind.yaml; \
+	  echo '{{- end }}'; \
+	} > charts/duckmesh/templates/crds/$$kind.yaml; done
