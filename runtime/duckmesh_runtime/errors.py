@@ -77,6 +77,7 @@ CATALOGUE: Final[Mapping[str, ErrorSpec]] = {
     "INTEGRITY_CHECK_FAILED": _spec(500, False, "Stored data differs from the catalog."),
     "CATALOG_UNAVAILABLE": _spec(503, True, "The catalog database does not answer."),
     "STORAGE_UNAVAILABLE": _spec(503, True, "The object store does not answer."),
+    "QUERY_UNAVAILABLE": _spec(503, True, "No query process answers."),
     "READ_ONLY": _spec(403, False, "The lake takes no writes now."),
     "INTERNAL": _spec(500, True, "A fault of duckmesh; the trace_id leads to its log line."),
 }

@@ -1,0 +1,267 @@
+"""The HTTP server of `serve`: one table of routes, who may call each, and two ports. Filled and run by `wiring`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from duckmesh_runtime import log
+from duckmesh_runtime.errors import Invalid
+from duckmesh_runtime.web import health, ingest, nudge, query, tables
+from duckmesh_runtime.web.auth import Role, check_role
+from duckmesh_runtime.web.errors import (
+    TRACE_HEADER,
+    catalogued,
+    error_response,
+    internal,
+    trace_of,
+)
+from duckmesh_runtime.web.parts import PARTS, Parts, parts_of
+
+ANYONE: Final = frozenset(Role)
+"""Any valid key."""
+
+INTERNAL: Final[frozenset[Role]] = frozenset()
+"""No key at all opens it, only the secret of the lake's own processes."""
+
+_HEADER_BYTES: Final = 8_190  # of one header line; a bearer key has 70, a token 90
+_HEADERS: Final = 64
+_KEEP_ALIVE_S: Final = 75.0
+_LINGER_S: Final = 2.0  # reading on after an early answer (413), so that the client sees it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One line of the API.
+
+    Attributes:
+        method: HTTP method.
+        path: With `{names}`.
+        roles: A caller needs one of these.
+        handler: Answers.
+        on_query: The query process serves it too; ingest serves all.
+    """
+
+    method: str
+    path: str
+    roles: frozenset[Role]
+    handler: Handler
+    on_query: bool = field(default=False)
+
+
+ROUTES: Final = (
+    Route(
+        method="POST",
+        path="/v1/ingest/{table}",
+        roles=frozenset({Role.INGEST_WRITER}),
+        handler=ingest.ingest,
+    ),
+    Route(
+        method="POST",
+        path="/v1/query",
+        roles=frozenset({Role.QUERY_READER}),
+        handler=query.query,
+        on_query=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/tables",
+        roles=frozenset({Role.TABLE_ADMIN}),
+        handler=tables.create_table,
+    ),
+    Route(
+        method="GET",
+        path="/v1/tables",
+        roles=frozenset({Role.QUERY_READER, Role.TABLE_ADMIN}),
+        handler=tables.list_tables,
+    ),
+    Route(
+        method="GET",
+        path="/v1/tables/{table}",
+        roles=frozenset({Role.QUERY_READER, Role.TABLE_ADMIN}),
+        handler=tables.read_table,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/tables/{table}",
+        roles=frozenset({Role.TABLE_ADMIN}),
+        handler=tables.drop_table,
+    ),
+    Route(method="GET", path="/v1/lag", roles=frozenset({Role.OPS_ADMIN}), handler=ingest.lag),
+    Route(method="GET", path="/v1/visible", roles=ANYONE, handler=ingest.visible),
+    Route(method="POST", path=nudge.PATH, roles=INTERNAL, handler=nudge.nudge),
+)
+
+
+def build_api(parts: Parts, *, role: str) -> web.Application:
+    """The application of the API port; `role` is `ingest` or `query`."""
+    app = web.Application(middlewares=[catalogued])
+    app[PARTS] = parts
+    for route in ROUTES:
+        if role == "ingest" or route.on_query:
+            app.router.add_route(
+                route.method, route.path, _guarded(route), expect_handler=_expect_continue
+            )
+    for path, handler in health.handlers(parts.health).items():
+        if path.startswith("/v1/"):
+            app.router.add_get(path, handler, allow_head=False)
+    app.on_response_prepare.append(_finish)
+    return app
+
+
+def build_metrics(parts: Parts) -> web.Application:
+    """The application of the metrics port: metrics and probes, no keys."""
+    app = web.Application(middlewares=[catalogued])
+    for path, handler in health.handlers(parts.health).items():
+        app.router.add_get(path, handler, allow_head=False)
+    app.on_response_prepare.append(_finish)
+    return app
+
+
+def _guarded(route: Route) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        parts = parts_of(request)
+        if route.roles:
+            check_role(parts.keys.identify(request.headers), route.roles)
+        else:
+            parts.keys.check_internal(request.headers, nudge.HEADER, parts.settings.lake)
+        return await route.handler(request)
+
+    return handler
+
+
+async def _expect_continue(request: web.Request) -> web.StreamResponse | None:
+    """Let a client send its body only when its key is good: it asked before sending."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return error_response(Invalid("VALIDATION_FAILED", "Expect: want 100-continue"), status=417)
+    if request.transport is not None:
+        await request.writer.drain()
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return None
+
+
+async def _finish(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "duckmesh"
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if trace_id := log.trace_id.get():
+        response.headers[TRACE_HEADER] = trace_id
+
+
+class Server:
+    """Both ports of a process.
+
+    Args:
+        api: Application of the API port.
+        metrics: Application of the metrics port; None for none.
+        bind: Address.
+        api_port: 0 picks a free one.
+        metrics_port: 0 picks a free one.
+        answer_s: Seconds that requests under way get when the API port closes.
+    """
+
+    def __init__(
+        self,
+        api: web.Application,
+        metrics: web.Application | None,
+        *,
+        bind: str,
+        api_port: int,
+        metrics_port: int,
+        answer_s: float,
+    ) -> None:
+        self._bind = bind
+        self._answer_s = answer_s
+        self._wanted = [(api, api_port)] + ([(metrics, metrics_port)] if metrics else [])
+        self._runners: list[_Runner] = []
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports listened on: API, then metrics."""
+        return [int(runner.addresses[0][1]) for runner in self._runners]
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: A port is taken.
+        """
+        for app, port in self._wanted:
+            runner = _Runner(
+                app,
+                handler_cancellation=True,  # a query whose client went away must not run on
+                access_log=None,
+                shutdown_timeout=self._answer_s,
+                auto_decompress=False,  # web/body.py does it, with bounds
+                max_line_size=_HEADER_BYTES,
+                max_field_size=_HEADER_BYTES,
+                max_headers=_HEADERS,
+                keepalive_timeout=_KEEP_ALIVE_S,
+                lingering_time=_LINGER_S,
+            )
+            self._runners.append(runner)
+            await runner.setup()
+            await web.TCPSite(runner, self._bind, port).start()
+
+    async def stop_intake(self) -> None:
+        """Take no more connections on the API port, close idle ones, let running requests be answered."""
+        if self._runners:
+            await self._runners[0].cleanup()
+
+    async def close(self) -> None:
+        """Close both ports and what is left of their connections. Safe to repeat."""
+        for runner in self._runners:
+            await runner.cleanup()
+        self._runners = []
+
+
+class _Runner(web.AppRunner):
+    """An AppRunner whose every answer is of the catalogue, also to what is no HTTP request at all."""
+
+    async def _make_server(self) -> web.Server:
+        return _Server(await super()._make_server())
+
+
+class _Server(web.Server):
+    """Makes our connections instead of aiohttp's own; everything else is as the given server has it."""
+
+    def __init__(self, made: web.Server) -> None:
+        super().__init__(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,
+            **made._kwargs,
+        )
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    """A connection that answers malformed HTTP from the catalogue."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what never reached a handler; always closes the connection."""
+        plain = super().handle_error(request, status, exc, message)
+        mark = log.trace_id.set(trace_of(request.headers))
+        try:
+            response = error_response(
+                Invalid("VALIDATION_FAILED", "request: is not well-formed HTTP/1.1")
+                if status < 500
+                else internal(),
+                status=plain.status,
+            )
+        finally:
+            log.trace_id.reset(mark)
+        response.force_close()
+        return response

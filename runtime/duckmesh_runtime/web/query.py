@@ -1,0 +1,243 @@
+"""`POST /v1/query`: one statement, answered as JSON, NDJSON, CSV or an Arrow stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Annotated, Any, Final
+
+import msgspec
+import pyarrow as pa
+from aiohttp import web
+
+from duckmesh_runtime import metrics
+from duckmesh_runtime.domain.tokens import Token, parse_token
+from duckmesh_runtime.errors import DuckmeshError, Invalid
+from duckmesh_runtime.ports import QueryRun
+from duckmesh_runtime.services.query import QueryAnswer, QueryRequest
+from duckmesh_runtime.web.body import decode, parameters, require_type
+from duckmesh_runtime.web.forward import abort
+from duckmesh_runtime.web.ingest import ARROW, JSON, LONGEST_WAIT_MS
+from duckmesh_runtime.web.parts import Parts, need, parts_of
+from duckmesh_runtime.web.render import ArrowWriter, CsvWriter, NdjsonWriter, Writer, json_rows
+
+logger = logging.getLogger(__name__)
+
+_BODY_BYTES: Final = 2**20  # the statement has at most 64 KiB; the rest is for parameters
+_SQL_CHARACTERS: Final = 65_536
+_DEFAULT_WAIT_MS: Final = 5_000
+_DAY_MS: Final = 86_400_000
+
+Make = Callable[[QueryRun], Writer]
+_STREAMED: Final[Mapping[str, Make]] = {
+    "application/x-ndjson": lambda run: NdjsonWriter(run.schema, run.type_names),
+    ARROW: lambda run: ArrowWriter(run.schema),
+    "text/csv": lambda run: CsvWriter(run.schema, run.type_names),
+}
+
+_Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=_DAY_MS)]
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+    sql: Annotated[str, msgspec.Meta(min_length=1, max_length=_SQL_CHARACTERS)]
+    params: list[object] = []
+    min_visibility_token: str | None = None
+    max_staleness_ms: _Milliseconds | None = None
+    consistency_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_WAIT_MS)] = (
+        _DEFAULT_WAIT_MS
+    )
+    row_limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=_DAY_MS)] | None = None
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+
+
+async def query(request: web.Request) -> web.StreamResponse:
+    """Run a statement here, or pass it on to the query Service."""
+    parts = parts_of(request)
+    parameters(request, {})
+    require_type(request, JSON)
+    if parts.query is None and parts.forward is not None:
+        async with parts.bodies.read(request, _BODY_BYTES) as body:
+            sent = bytes(body)
+        return await parts.forward.send(request, sent)
+    started = time.monotonic()
+    try:
+        return await _run(request, parts, started)
+    except DuckmeshError as error:
+        metrics.query_answered(error.code, time.monotonic() - started)
+        raise
+
+
+async def _run(request: web.Request, parts: Parts, started: float) -> web.StreamResponse:
+    service = need(parts.query)
+    media = _accepted(request)
+    async with parts.bodies.read(request, _BODY_BYTES) as body:
+        asked = _request(decode(_ENVELOPE, body), parts)
+    answer = await service.run(asked)
+    async with aclosing(answer.run.batches):  # type: ignore[type-var]  # closing it cancels the statement
+        if media == JSON:
+            return await _whole(answer, parts, started)
+        return await _streamed(request, media, answer, parts, asked, started)
+
+
+def _request(envelope: _Envelope, parts: Parts) -> QueryRequest:
+    limits = parts.settings.query
+    number = 0
+    if envelope.min_visibility_token is not None:
+        text = envelope.min_visibility_token
+        number = parse_token(text, lake=parts.settings.lake, timeline=parts.timeline).number
+    return QueryRequest(
+        sql=envelope.sql,
+        params=envelope.params,
+        min_number=number,
+        consistency_timeout_ms=envelope.consistency_timeout_ms,
+        max_staleness_ms=envelope.max_staleness_ms,
+        row_limit=min(envelope.row_limit or limits.rows, limits.rows),
+        timeout_ms=min(envelope.timeout_ms or limits.timeout_ms, limits.timeout_ms),
+    )
+
+
+def _accepted(request: web.Request) -> str:
+    """The wanted format: the first supported one by quality, then by place (RFC 9110, 12.5.1)."""
+    header = ",".join(request.headers.getall("Accept", [])) or "*/*"
+    ranked = sorted((_quality(part) for part in header.split(",")), key=lambda p: -p[1])
+    for media, quality in ranked:
+        if quality <= 0:
+            continue
+        if media in ("*/*", "application/*", JSON):
+            return JSON
+        if media in _STREAMED:
+            return media
+        if media == "text/*":
+            return "text/csv"
+    supported = [JSON, *_STREAMED]
+    raise Invalid(
+        "UNSUPPORTED_MEDIA_TYPE",
+        "Accept: want " + " or ".join(supported),
+        context={"supported": supported},
+    )
+
+
+def _quality(part: str) -> tuple[str, float]:
+    media, *options = [piece.strip().lower() for piece in part.split(";")]
+    for option in options:
+        if option.startswith("q="):
+            try:
+                return media, float(option[2:])
+            except ValueError:
+                return media, 0.0
+    return media, 1.0
+
+
+async def _whole(answer: QueryAnswer, parts: Parts, started: float) -> web.Response:
+    """A JSON answer of at most `result_bytes`; it is not sent before all rows are there."""
+    run, limit = answer.run, parts.settings.query.result_bytes
+    rows: list[bytes] = []
+    size = 0
+    async for batch in run.batches:
+        if batch.num_rows == 0:
+            continue
+        rows.append(await asyncio.to_thread(json_rows, batch, run.type_names))
+        size += len(rows[-1])
+        if size > limit:
+            raise Invalid(
+                "RESULT_TOO_LARGE",
+                f"the JSON answer is larger than {limit} bytes: select less, or accept a streamed format",
+                context={"limit_bytes": limit},
+            )
+    _count(run, started)
+    fields = msgspec.json.encode(_fields(answer, parts, started))
+    body = fields[:-1] + b',"rows":[' + b",".join(rows) + b"]}"
+    return web.Response(body=body, content_type=JSON)
+
+
+def _fields(answer: QueryAnswer, parts: Parts, started: float) -> dict[str, object]:
+    run = answer.run
+    columns = zip(run.schema.names, run.type_names, strict=True)
+    return {
+        "columns": [{"name": name, "type": type_name} for name, type_name in columns],
+        "snapshot_id": answer.snapshot_id,
+        "snapshot_time": answer.snapshot_time,
+        "max_visibility_token": _watermark(answer, parts),
+        "lag_ms": answer.lag_ms,
+        "truncated": run.stats.truncated,
+        "stats": {
+            "duration_ms": round((time.monotonic() - started) * 1000),
+            "waited_ms": answer.waited_ms,
+            "scanned_files": run.stats.scanned_files,
+            "scanned_bytes": run.stats.scanned_bytes,
+        },
+    }
+
+
+def _watermark(answer: QueryAnswer, parts: Parts) -> str:
+    return str(Token(lake=parts.settings.lake, timeline=parts.timeline, number=answer.token))
+
+
+def _count(run: QueryRun, started: float) -> None:
+    stats = run.stats
+    metrics.query_answered(
+        "OK",
+        time.monotonic() - started,
+        files=stats.scanned_files,
+        size_bytes=stats.scanned_bytes,
+    )
+
+
+async def _streamed(
+    request: web.Request,
+    media: str,
+    answer: QueryAnswer,
+    parts: Parts,
+    asked: QueryRequest,
+    started: float,
+) -> web.StreamResponse:
+    """Rows as they come. A failure after the first byte breaks the connection: a part is never taken for the whole."""
+    writer = _STREAMED[media](answer.run)
+    batches = answer.run.batches
+    first = await anext(batches, None)  # a statement that fails at once gets its error answer
+    response = web.StreamResponse(headers=_headers(answer, parts, asked, media))
+    await response.prepare(request)
+    try:
+        await response.write(writer.start())
+        async for batch in _from(first, batches):
+            await response.write(await asyncio.to_thread(writer.batch, batch))
+        await response.write(writer.end())
+        await response.write_eof()
+    except ConnectionResetError:
+        raise
+    except Exception as error:
+        code = error.code if isinstance(error, DuckmeshError) else "INTERNAL"
+        metrics.query_answered(code, time.monotonic() - started)
+        logger.warning("query broke off", extra={"error_code": code}, exc_info=code == "INTERNAL")
+        abort(request)
+    else:
+        _count(answer.run, started)
+    return response
+
+
+def _headers(answer: QueryAnswer, parts: Parts, asked: QueryRequest, media: str) -> dict[str, str]:
+    at = msgspec.to_builtins(answer.snapshot_time)
+    return {
+        "Content-Type": media + ("; charset=utf-8" if media == "text/csv" else ""),
+        "X-Duckmesh-Snapshot-Id": str(answer.snapshot_id),
+        "X-Duckmesh-Snapshot-Time": str(at),
+        "X-Duckmesh-Watermark": _watermark(answer, parts),
+        "X-Duckmesh-Lag-Ms": str(answer.lag_ms),
+        # As many rows as this means that the answer may have been cut.
+        "X-Duckmesh-Row-Limit": str(asked.row_limit),
+    }
+
+
+async def _from(
+    first: pa.RecordBatch | None, rest: AsyncIterator[pa.RecordBatch]
+) -> AsyncIterator[Any]:
+    if first is not None:
+        yield first
+        async for batch in rest:
+            yield batch
