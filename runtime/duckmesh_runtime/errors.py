@@ -17,12 +17,12 @@ Leaf module: imports nothing of the runtime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 Scalar = str | int | float | bool | None
-Context = Mapping[str, "Scalar | list[Scalar]"]
+Context = Mapping[str, "Scalar | Sequence[Scalar]"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
