@@ -78,6 +78,8 @@ lock: setup ## Renew the hash-pinned locks (root, and the part of it each image 
 	for f in operator runtime; do \
 	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    -c requirements.lock $$f/pyproject.toml -o $$f/requirements.lock; done
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  -c requirements.lock runtime/pyproject.toml --extra dev -o runtime/requirements-dev.lock
 
 .PHONY: manifests
 manifests: ## Write the chart's copy of crds/
