@@ -1,9 +1,24 @@
-"""Tables as users declare them: parse, check, and say as JSON, Arrow and DuckDB types. Pure."""
+"""Tables as users declare them: parse, check, and say as JSON and Arrow. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+
+import pyarrow as pa
+
+from duckmesh_runtime.domain.columns import BAD_VALUE, ColumnType
+from duckmesh_runtime.domain.typenames import IDENTIFIER, BadType, parse_type
+from duckmesh_runtime.errors import Invalid
+
+Default = str | int | float | bool | None
+
+TABLE_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+MOST_COLUMNS: Final = 1000
+"""A guess: wide enough for event tables, and keeps one row's checks and one file's footer small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +35,12 @@ class ColumnDef:
     name: str
     type: str
     nullable: bool = True
-    default: str | int | float | bool | None = None
+    default: Default = None
+
+    @property
+    def kind(self) -> ColumnType:
+        """What the type is and takes."""
+        return parse_type(self.type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +62,139 @@ class TableDef:
     partition_by: Sequence[str] = ()
     sort_by: Sequence[str] = ()
     version: int = field(default=0, compare=False)
+
+
+def parse_table(raw: object) -> TableDef:
+    """Read a table from decoded JSON.
+
+    Raises:
+        Invalid: VALIDATION_FAILED naming the field, the problem and what to do.
+    """
+    body = _object(raw, "table", {"name", "columns", "primary_key", "partition_by", "sort_by"})
+    name = parse_table_name(body.get("name"))
+    keys = _names(body, "primary_key")
+    columns = _columns(body.get("columns"), keys)
+    table = TableDef(
+        name=name,
+        columns=columns,
+        primary_key=keys,
+        partition_by=_names(body, "partition_by"),
+        sort_by=_names(body, "sort_by"),
+    )
+    _check_lists(table)
+    return table
+
+
+def parse_table_name(raw: object) -> str:
+    """Check a table's name.
+
+    Raises:
+        Invalid: VALIDATION_FAILED.
+    """
+    if not isinstance(raw, str) or not TABLE_NAME.fullmatch(raw):
+        raise _invalid("name", "want a small letter, then at most 62 small letters, digits or _")
+    return raw
+
+
+def table_json(table: TableDef) -> dict[str, object]:
+    """The table as JSON; `parse_table` reads it back."""
+    return {
+        "name": table.name,
+        "columns": [
+            {"name": c.name, "type": c.type, "nullable": c.nullable, "default": c.default}
+            for c in table.columns
+        ],
+        "primary_key": list(table.primary_key),
+        "partition_by": list(table.partition_by),
+        "sort_by": list(table.sort_by),
+    }
+
+
+@lru_cache(maxsize=1024)
+def arrow_schema(table: TableDef) -> pa.Schema:
+    """Arrow schema of the table's rows on the bus, columns in the table's order."""
+    return pa.schema([pa.field(c.name, c.kind.arrow, nullable=c.nullable) for c in table.columns])
+
+
+def _columns(raw: object, keys: Sequence[str]) -> tuple[ColumnDef, ...]:
+    if not isinstance(raw, list) or not 1 <= len(raw) <= MOST_COLUMNS:
+        raise _invalid("columns", f"want a list of 1 to {MOST_COLUMNS} columns")
+    columns = tuple(_column(item, f"columns[{i}]", keys) for i, item in enumerate(raw))
+    seen: dict[str, str] = {}
+    for column in columns:
+        other = seen.setdefault(column.name.lower(), column.name)
+        if other is not column.name:
+            raise _invalid("columns", f"{column.name!r} is there twice (case does not count)")
+    return columns
+
+
+def _column(raw: object, where: str, keys: Sequence[str]) -> ColumnDef:
+    body = _object(raw, where, {"name", "type", "nullable", "default"})
+    name, type_name = body.get("name"), body.get("type")
+    if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
+        raise _invalid(f"{where}.name", "want a letter or _, then at most 62 letters, digits or _")
+    if not isinstance(type_name, str):
+        raise _invalid(f"{where}.type", "want a DuckDB type name, for example BIGINT")
+    try:
+        kind = parse_type(type_name)
+    except BadType as error:
+        raise _invalid(f"{where}.type", str(error)) from None
+    nullable = body.get("nullable", name not in keys)
+    if not isinstance(nullable, bool):
+        raise _invalid(f"{where}.nullable", "want true or false")
+    if nullable and name in keys:
+        raise _invalid(f"{where}.nullable", f"{name} is in primary_key and cannot be NULL")
+    default = _default(body.get("default"), f"{where}.default", kind)
+    return ColumnDef(name=name, type=kind.name, nullable=nullable, default=default)
+
+
+def _default(raw: object, where: str, kind: ColumnType) -> Default:
+    if raw is None:
+        return None
+    if not kind.scalar or not isinstance(raw, str | int | float | bool):
+        raise _invalid(where, f"{kind.name} takes no default but null")
+    try:
+        kind.build([raw])
+    except BAD_VALUE:
+        raise _invalid(where, f"want {kind.expects}") from None
+    return raw
+
+
+def _names(body: Mapping[str, object], name: str) -> tuple[str, ...]:
+    raw = body.get(name)
+    if raw is None:
+        return ()
+    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
+        raise _invalid(name, "want a list of column names")
+    if len(set(raw)) < len(raw):
+        raise _invalid(name, "names a column twice")
+    return tuple(raw)
+
+
+def _check_lists(table: TableDef) -> None:
+    kinds = {column.name: column.kind for column in table.columns}
+    lists = (
+        ("primary_key", table.primary_key),
+        ("partition_by", table.partition_by),
+        ("sort_by", table.sort_by),
+    )
+    for where, names in lists:
+        for name in names:
+            if name not in kinds:
+                raise _invalid(where, f"{name[:64]!r} is no column of the table")
+            if not kinds[name].scalar:
+                raise _invalid(where, f"{name} is {kinds[name].name[:64]}: want a plain type")
+
+
+def _object(raw: object, where: str, known: set[str]) -> Mapping[str, object]:
+    if not isinstance(raw, dict):
+        raise _invalid(where, "want an object")
+    if unknown := sorted(str(name) for name in raw.keys() - known):
+        raise _invalid(
+            f"{where}.{unknown[0][:64]}", f"unknown field; known: {', '.join(sorted(known))}"
+        )
+    return raw
+
+
+def _invalid(where: str, problem: str) -> Invalid:
+    return Invalid("VALIDATION_FAILED", f"{where}: {problem}", context={"field": where})
