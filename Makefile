@@ -90,3 +90,13 @@ manifests: ## Write the chart's copy of crds/
 	    -e '0,/^  labels:/s//  annotations:\n    helm.sh\/resource-policy: keep\n  labels:/' crds/$$kind.yaml; \
 	  echo '{{- end }}'; \
 	} > charts/duckmesh/templates/crds/$$kind.yaml; done
+
+# ---------------------------------------------------------------- a cluster of one's own (tests/e2e/cluster/README.md)
+# Standard library only: works before `make setup`. `eval "$(make -s cluster)"` leads this shell to it.
+.PHONY: cluster cluster-down cluster-status
+cluster: ## Have a real Kubernetes: kind where Docker answers, otherwise a node of our own
+	@$(PYTHON) -m tests.e2e.cluster up
+cluster-down: ## Remove the cluster and every trace of it (not ~/.cache/duckmesh)
+	@$(PYTHON) -m tests.e2e.cluster down
+cluster-status: ## Say how the cluster is
+	@$(PYTHON) -m tests.e2e.cluster status

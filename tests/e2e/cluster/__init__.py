@@ -1,8 +1,8 @@
 """A real Kubernetes for the end-to-end tests and the demo: kind, or a node of our own.
 
 Used from Python (`up`, `load_image`, ...) and as `python -m tests.e2e.cluster`. Needs the
-standard library only, so that it runs before any virtualenv exists. Every function reads
-its `Settings` from the environment unless it is given them.
+standard library only, so that it runs before any virtualenv exists. Functions that take
+`Settings` read them from the environment unless they are given.
 """
 
 import json
@@ -14,8 +14,8 @@ from pathlib import Path
 from tests.e2e.cluster import images, kind, native
 from tests.e2e.cluster.build import build_base, build_kind, build_native
 from tests.e2e.cluster.choose import Way, choose, read_facts
-from tests.e2e.cluster.client import Cluster, cluster_of
-from tests.e2e.cluster.images import Image
+from tests.e2e.cluster.client import Cluster
+from tests.e2e.cluster.images import Image, load_archive, load_base
 from tests.e2e.cluster.settings import ClusterError, Settings
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Way",
     "build",
     "down",
+    "find_up",
     "load_archive",
     "load_base",
     "load_image",
@@ -103,7 +104,7 @@ def status(settings: Settings | None = None) -> Status:
     way = _recorded_way(settings)
     if way is None:
         return Status(cluster=None)
-    cluster = cluster_of(settings, way)
+    cluster = Cluster(settings=settings, way=way)
     nodes = cluster.kubectl("get", "nodes", "-o", "json", "--request-timeout=5s", check=False)
     if nodes.returncode != 0:
         return Status(cluster=cluster)
@@ -126,29 +127,44 @@ def parse_nodes(listing: str) -> tuple[bool, str]:
     return bool(nodes) and len(ready) == len(nodes) and all(ready), "".join(versions[:1])
 
 
+def find_up(settings: Settings | None = None) -> Cluster:
+    """The cluster that `up` made.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    settings = settings or read_settings()
+    way = _recorded_way(settings)
+    if way is None:
+        raise ClusterError("no cluster is up: run `make cluster`")
+    return Cluster(settings=settings, way=way)
+
+
 def load_image(
+    cluster: Cluster,
     context: Path,
-    tag: str,
     *,
-    dockerfile: Path | None = None,
+    tag: str,
     target: str = "",
+    dockerfile: Path | None = None,
     build_args: Mapping[str, str] | None = None,
-    settings: Settings | None = None,
-) -> None:
+) -> str:
     """Build an image and load it into the node; quick when the node has it already.
 
     Args:
+        cluster: a cluster that is up.
         context: folder with the Dockerfile.
         tag: full name, such as localhost/duckmesh-runtime:0.1.0.
-        dockerfile: the Dockerfile, None for the one in the context.
         target: stage to build, "" for the last.
+        dockerfile: the Dockerfile, None for the one in the context.
         build_args: values of ARGs; BASE is set to the base image of the way.
-        settings: which cluster.
+
+    Returns:
+        The image's id: equal content, equal id.
 
     Raises:
         ClusterError: the build failed, or the cluster is not up.
     """
-    settings = settings or read_settings()
     image = Image(
         context=context,
         tag=tag,
@@ -156,36 +172,13 @@ def load_image(
         target=target,
         build_args=build_args or {},
     )
-    images.load_image(settings, _up_way(settings), image)
-
-
-def load_archive(archive: Path, settings: Settings | None = None) -> None:
-    """Load an OCI or docker archive into the node, under the names it carries.
-
-    Raises:
-        ClusterError: no such file, or the cluster is not up.
-    """
-    settings = settings or read_settings()
-    images.load_archive(settings, _up_way(settings), archive)
-
-
-def load_base(settings: Settings | None = None) -> str:
-    """Load the plain Python image into the node and return its tag, for helper pods."""
-    settings = settings or read_settings()
-    return images.load_base(settings, _up_way(settings))
+    return images.load_image(cluster, image)
 
 
 def _way(settings: Settings) -> Way:
     """The way this machine allows; that of the cluster which is there, if one is."""
     recorded = _recorded_way(settings)
     return choose(read_facts(), recorded.value if recorded else settings.wanted)
-
-
-def _up_way(settings: Settings) -> Way:
-    way = _recorded_way(settings)
-    if way is None:
-        raise ClusterError("no cluster is up: run `make cluster`")
-    return way
 
 
 def _way_path(settings: Settings) -> Path:

@@ -87,20 +87,22 @@ def _env(settings: Settings, _: argparse.Namespace) -> int:
 
 
 def _load_image(settings: Settings, options: argparse.Namespace) -> int:
+    found = cluster.find_up(settings)
     if options.archive:
-        cluster.load_archive(options.archive, settings)
+        cluster.load_archive(found, options.archive)
         return 0
     if not (options.context and options.tag):
         raise ClusterError("load-image wants a folder and --tag NAME:TAG, or --archive FILE")
     pairs = [word.partition("=") for word in options.build_arg]
-    cluster.load_image(
+    identity = cluster.load_image(
+        found,
         options.context,
-        options.tag,
-        dockerfile=options.file,
+        tag=options.tag,
         target=options.target,
+        dockerfile=options.file,
         build_args={name: value for name, _, value in pairs},
-        settings=settings,
     )
+    print(identity)
     return 0
 
 

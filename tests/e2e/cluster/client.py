@@ -19,16 +19,27 @@ class Cluster:
     """How to reach a cluster.
 
     Attributes:
+        settings: where it lives.
         way: how it was made.
-        name: its name, also the context in the kubeconfig.
-        kubeconfig: file with the administrator's access.
-        bin_dir: folder with kubectl and helm.
     """
 
+    settings: Settings
     way: Way
-    name: str
-    kubeconfig: Path
-    bin_dir: Path
+
+    @property
+    def name(self) -> str:
+        """Its name, also that of the cgroup or the kind cluster."""
+        return self.settings.name
+
+    @property
+    def kubeconfig(self) -> Path:
+        """File with the administrator's access."""
+        return self.settings.kubeconfig
+
+    @property
+    def bin_dir(self) -> Path:
+        """Folder with kubectl and helm."""
+        return self.settings.bin
 
     def environment(self) -> dict[str, str]:
         """Variables for programs that talk to the cluster, to lay over `os.environ`."""
@@ -90,10 +101,3 @@ def export_lines(kubeconfig: Path, bin_dir: Path, env: Mapping[str, str]) -> lis
         else:
             lines.append(f"export {name}={shlex.quote(value)}")
     return lines
-
-
-def cluster_of(settings: Settings, way: Way) -> Cluster:
-    """The cluster of these settings, whether it is up or not."""
-    return Cluster(
-        way=way, name=settings.name, kubeconfig=settings.kubeconfig, bin_dir=settings.bin
-    )

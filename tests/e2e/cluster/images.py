@@ -14,6 +14,7 @@ from tests.e2e.cluster.archive import archive_images
 from tests.e2e.cluster.build import build_base, install_packages
 from tests.e2e.cluster.cache import lock
 from tests.e2e.cluster.choose import IMAGE_PACKAGES, Way
+from tests.e2e.cluster.client import Cluster
 from tests.e2e.cluster.node import in_node
 from tests.e2e.cluster.progress import say, step
 from tests.e2e.cluster.settings import BASE_IMAGE, ClusterError, Settings
@@ -66,7 +67,7 @@ def buildah_build_command(
     # No registry, no network namespace, no user namespace; docker's format keeps the image's
     # id the same in the archive that the node reads.
     options = ["--layers", "--network", "host", "--isolation", "chroot", "--format", "docker"]
-    command = [*_buildah(settings), "build", "--pull=never", *options, *volumes]
+    command = [*_buildah(settings), "build", *options, *volumes]
     return [*command, *_build_options(image, BASE_IMAGE)]
 
 
@@ -102,39 +103,64 @@ def pip_config(env: Mapping[str, str]) -> str:
     return "\n".join(["[global]", *lines]) + "\n" if lines else ""
 
 
-def load_image(settings: Settings, way: Way, image: Image) -> None:
-    """Build an image and load it into the node.
+def load_image(cluster: Cluster, image: Image) -> str:
+    """Build an image, load it into the node, and return its id.
 
     Raises:
         ClusterError: the build failed, or the cluster is not up.
     """
-    if way is Way.KIND:
-        with step(f"building {image.tag}"):
-            run(docker_build_command(image, os.environ), timeout_s=BUILD_TIMEOUT_S)
-            run(kind.load_command(settings, image.tag), timeout_s=BUILD_TIMEOUT_S)
-        return
-    in_node(settings, "true")  # refuse before the work, not after it
-    identity = _build_with_buildah(settings, image)
-    if _is_loaded(settings, image.tag, identity):
+    if cluster.way is Way.KIND:
+        return _load_with_docker(cluster.settings, image)
+    in_node(cluster.settings, "true")  # refuse before the work, not after it
+    identity = _build_with_buildah(cluster.settings, image)
+    if _is_loaded(cluster.settings, image.tag, identity):
         say(f"{image.tag} is in the node already")
-        return
-    with step(f"loading {image.tag}"), tempfile.TemporaryDirectory(dir=settings.state) as folder:
-        # docker-archive: oci-archive would compress every layer anew, 6 s more.
+    else:
+        with step(f"loading {image.tag}"):
+            _load_from_buildah(cluster.settings, image.tag, identity)
+    return identity
+
+
+def _load_with_docker(settings: Settings, image: Image) -> str:
+    with step(f"building and loading {image.tag}"):
+        run(docker_build_command(image, os.environ), timeout_s=BUILD_TIMEOUT_S)
+        run(kind.load_command(settings, image.tag), timeout_s=BUILD_TIMEOUT_S)
+    inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", image.tag]
+    return run(inspect).stdout.strip().removeprefix("sha256:")
+
+
+def _load_from_buildah(settings: Settings, tag: str, identity: str) -> None:
+    # docker-archive: oci-archive would compress every layer anew, 6 s more.
+    with tempfile.TemporaryDirectory(dir=settings.state) as folder:
         archive = Path(folder, "image.tar")
-        target = f"docker-archive:{archive}:{image.tag}"
-        run([*_buildah(settings), "push", "-q", image.tag, target], timeout_s=BUILD_TIMEOUT_S)
-        _import(settings, archive, {image.tag: identity})
+        target = f"docker-archive:{archive}:{tag}"
+        run([*_buildah(settings), "push", "-q", tag, target], timeout_s=BUILD_TIMEOUT_S)
+        _import(settings, archive, {tag: identity})
 
 
-def load_archive(settings: Settings, way: Way, archive: Path) -> None:
-    """Load an OCI or docker archive into the node, under the names it carries."""
+def load_archive(cluster: Cluster, archive: Path) -> None:
+    """Load an OCI or docker archive into the node, under the names it carries.
+
+    Raises:
+        ClusterError: no such file, or the cluster is not up.
+    """
     if not archive.is_file():
         raise ClusterError(f"no such archive: {archive}")
-    if way is Way.KIND:
-        command = kind.load_archive_command(settings, str(archive))
+    if cluster.way is Way.KIND:
+        command = kind.load_archive_command(cluster.settings, str(archive))
         run(command, timeout_s=BUILD_TIMEOUT_S)
     else:
-        import_archive(settings, archive)
+        import_archive(cluster.settings, archive)
+
+
+def load_base(cluster: Cluster) -> str:
+    """Load the plain Python image into the node and return its tag."""
+    if cluster.way is Way.NATIVE:
+        import_archive(cluster.settings, build_base(cluster.settings))
+        return BASE_IMAGE
+    run(["docker", "pull", "-q", kind.BASE_IMAGE], timeout_s=BUILD_TIMEOUT_S)
+    run(kind.load_command(cluster.settings, kind.BASE_IMAGE), timeout_s=BUILD_TIMEOUT_S)
+    return kind.BASE_IMAGE
 
 
 def import_archive(settings: Settings, archive: Path) -> None:
@@ -145,22 +171,12 @@ def import_archive(settings: Settings, archive: Path) -> None:
     _import(settings, archive.resolve(), images)
 
 
-def load_base(settings: Settings, way: Way) -> str:
-    """Load the Python base image into the node and return its tag."""
-    if way is Way.NATIVE:
-        import_archive(settings, build_base(settings))
-        return BASE_IMAGE
-    run(["docker", "pull", "-q", kind.BASE_IMAGE], timeout_s=BUILD_TIMEOUT_S)
-    run(kind.load_command(settings, kind.BASE_IMAGE), timeout_s=BUILD_TIMEOUT_S)
-    return kind.BASE_IMAGE
-
-
 def _build_with_buildah(settings: Settings, image: Image) -> str:
     install_packages(IMAGE_PACKAGES)
-    with lock(settings.cache, "images"), step(f"building {image.tag}"):
+    with lock(settings.cache, "images"):
         if image.build_args.get("BASE", BASE_IMAGE) == BASE_IMAGE:
             _ensure_base(settings)
-        with _mounts(settings) as mounts:
+        with step(f"building {image.tag}"), _mounts() as mounts:
             command = buildah_build_command(settings, image, mounts)
             run(command, timeout_s=BUILD_TIMEOUT_S)
         return _identity(settings, image.tag)
@@ -178,7 +194,7 @@ def _identity(settings: Settings, tag: str) -> str:
 
 
 @contextmanager
-def _mounts(settings: Settings) -> Iterator[list[tuple[Path, str]]]:
+def _mounts() -> Iterator[list[tuple[Path, str]]]:
     """The machine's certificates and pip settings, for builds behind a private mirror."""
     mounts = []
     bundle = Path(os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or CA_BUNDLE)

@@ -5,7 +5,7 @@ from typing import Final
 from tests.e2e.cluster.build import build_kind
 from tests.e2e.cluster.cache import lock
 from tests.e2e.cluster.choose import Way
-from tests.e2e.cluster.client import Cluster, cluster_of
+from tests.e2e.cluster.client import Cluster
 from tests.e2e.cluster.progress import say, step
 from tests.e2e.cluster.settings import Settings
 from tests.e2e.cluster.shell import run
@@ -56,7 +56,7 @@ def up(settings: Settings) -> Cluster:
         else:
             with step(f"making the kind cluster {settings.name}", expect="1 to 5 minutes"):
                 run(create_command(settings), timeout_s=CREATE_TIMEOUT_S)
-    return cluster_of(settings, Way.KIND)
+    return Cluster(settings=settings, way=Way.KIND)
 
 
 def down(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 from tests.e2e.cluster.build import build_native, program_image
 from tests.e2e.cluster.cache import lock
 from tests.e2e.cluster.choose import Way
-from tests.e2e.cluster.client import Cluster, cluster_of
+from tests.e2e.cluster.client import Cluster
 from tests.e2e.cluster.images import import_archive
 from tests.e2e.cluster.node import (
     config_values,
@@ -34,7 +34,7 @@ def up(settings: Settings) -> Cluster:
     Raises:
         ClusterError: something did not start in time; the logs stay in `settings.logs`.
     """
-    cluster = cluster_of(settings, Way.NATIVE)
+    cluster = Cluster(settings=settings, way=Way.NATIVE)
     with lock(settings.cache, settings.name):
         started = datetime.datetime.now(tz=datetime.UTC)
         running = find_node(settings) is not None
