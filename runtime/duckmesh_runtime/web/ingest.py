@@ -11,10 +11,10 @@ import msgspec
 from aiohttp import web
 
 from duckmesh_runtime import metrics
-from duckmesh_runtime.domain.records import RawRecord
+from duckmesh_runtime.domain.records import RawRecord, Rejected
 from duckmesh_runtime.domain.tokens import Token, parse_token
 from duckmesh_runtime.errors import DuckmeshError, Invalid, Unavailable
-from duckmesh_runtime.services.ingest import IngestAnswer, Rejected
+from duckmesh_runtime.services.ingest import IngestAnswer
 from duckmesh_runtime.services.lag import lag_report
 from duckmesh_runtime.web.body import boolean, decode, parameters, require_type, whole_number
 from duckmesh_runtime.web.errors import error_response, json_response

@@ -112,7 +112,7 @@ class ArrowWriter:
         self._writer = pa.ipc.new_stream(self._sink, schema)
 
     def start(self) -> bytes:
-        """The schema message."""
+        """Nothing: Arrow writes the schema with the first batch, or at the end."""
         return self._sink.take()
 
     def batch(self, batch: pa.RecordBatch) -> bytes:

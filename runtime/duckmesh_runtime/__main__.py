@@ -1,0 +1,145 @@
+"""The command `duckmesh`: processes of a cluster (`serve`, `sandbox`, `migrate`), a laptop (`dev`), and the client.
+
+Reads the environment once and hands settings down. Every body imports what it needs, so that `--help` and the client
+commands do not load an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from duckmesh_runtime.cli.commands import COMMANDS
+from duckmesh_runtime.errors import SettingsError
+
+if TYPE_CHECKING:
+    from duckmesh_runtime.settings import Settings
+
+BAD_SETTINGS = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--url", envvar="DUCKMESH_URL", help="Base URL of the lake's API (DUCKMESH_URL).")
+@click.option("--api-key", envvar="DUCKMESH_API_KEY", help="API key (DUCKMESH_API_KEY).")
+@click.option(
+    "--connection",
+    "connection_file",
+    envvar="DUCKMESH_CONNECTION",
+    type=click.Path(path_type=Path),
+    default=Path("~/.config/duckmesh/connection.json"),
+    help="File with URL and key, as `duckmesh dev` leaves it.",
+)
+@click.version_option(package_name="duckmesh-runtime")
+@click.pass_context
+def main(
+    context: click.Context, url: str | None, api_key: str | None, connection_file: Path
+) -> None:
+    """A small lakehouse per tenant: rows in by HTTP, SQL out a moment later."""
+    context.obj = {
+        "url": url,
+        "api_key": api_key,
+        "connection_file": connection_file.expanduser(),
+    }
+
+
+@main.group()
+def serve() -> None:
+    """Run a process of a Tenant."""
+
+
+@serve.command("ingest")
+def serve_ingest() -> None:
+    """Take rows, commit them, front the API."""
+    from duckmesh_runtime.wiring import serve_ingest as run
+
+    _serve("ingest", run)
+
+
+@serve.command("query")
+def serve_query() -> None:
+    """Answer statements through the sandbox."""
+    from duckmesh_runtime.wiring import serve_query as run
+
+    _serve("query", run)
+
+
+@main.command()
+def sandbox() -> None:
+    """Run statements in killable processes; holds no credential."""
+    from duckmesh_runtime.sandbox.server import run
+
+    sys.exit(run(os.environ))
+
+
+@main.command()
+def migrate() -> None:
+    """Make or renew a lake's schemas; needs the catalog's admin credential."""
+    from duckmesh_runtime.settings import migrate_from_env
+    from duckmesh_runtime.wiring import run_migrate
+
+    with _refusing_bad_settings():
+        settings = migrate_from_env(os.environ)
+        _log("migrate", settings.tenant, "json", "info")
+        sys.exit(run_migrate(settings))
+
+
+@main.command()
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("~/.local/share/duckmesh"),
+    help="All data; kept over restarts.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, help="0 picks a free one.")
+@click.pass_context
+def dev(context: click.Context, folder: Path, port: int) -> None:
+    """Run a lakehouse on this machine: embedded Postgres, local files, all roles."""
+    from duckmesh_runtime.dev.laptop import run
+
+    _log("dev", "laptop", "text", "warning")
+    with _refusing_bad_settings():
+        sys.exit(
+            run(
+                folder.expanduser().resolve(),
+                port=port,
+                connection_file=context.obj["connection_file"],
+            )
+        )
+
+
+def _serve(service: str, run: Callable[[Settings], int]) -> None:
+    from duckmesh_runtime.settings import from_env
+
+    with _refusing_bad_settings():
+        settings = from_env(os.environ)
+        _log(service, settings.tenant, settings.log_format, settings.log_level)
+        sys.exit(run(settings))
+
+
+def _log(service: str, tenant: str, log_format: str, level: str) -> None:
+    from duckmesh_runtime import log
+
+    log.configure(log_format=log_format, level=level, service=service, tenant=tenant)
+
+
+@contextmanager
+def _refusing_bad_settings() -> Iterator[None]:
+    try:
+        yield
+    except SettingsError as error:
+        click.echo(error, err=True)
+        sys.exit(BAD_SETTINGS)
+
+
+for command in COMMANDS:
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="duckmesh")

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import io
+import json
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from duckmesh_runtime.web.render import (
+    ArrowWriter,
+    CsvWriter,
+    NdjsonWriter,
+    json_rows,
+    unique_names,
+)
+
+
+def batch(array: pa.Array, name: str = "v") -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([array], names=[name])
+
+
+def rendered(array: pa.Array, type_name: str = "ANY") -> list[Any]:
+    return [row[0] for row in json.loads(b"[" + json_rows(batch(array), [type_name]) + b"]")]
+
+
+UTC_US = pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize(
+    ("array", "type_name", "want"),
+    [
+        pytest.param(pa.array([True, None]), "BOOLEAN", [True, None], id="boolean"),
+        pytest.param(pa.array([1, -2], pa.int32()), "INTEGER", [1, -2], id="integer"),
+        pytest.param(
+            pa.array([2**53, -(2**53), 7, None]), "BIGINT", [2**53, -(2**53), 7, None], id="safe"
+        ),
+        pytest.param(
+            pa.array([2**53 + 1, 7, None]), "BIGINT", ["9007199254740993", 7, None], id="unsafe"
+        ),
+        pytest.param(
+            pa.array([2**64 - 1], pa.uint64()), "UBIGINT", ["18446744073709551615"], id="unsigned"
+        ),
+        pytest.param(
+            pa.array([Decimal(5), Decimal(10**30)], pa.decimal128(38, 0)),
+            "HUGEINT",
+            [5, "1" + "0" * 30],
+            id="huge integer",
+        ),
+        pytest.param(
+            pa.array([Decimal("1.50"), None], pa.decimal128(18, 2)),
+            "DECIMAL(18,2)",
+            ["1.50", None],
+            id="decimal",
+        ),
+        pytest.param(
+            pa.array([1.5, float("nan"), float("inf"), float("-inf"), None]),
+            "DOUBLE",
+            [1.5, "NaN", "Infinity", "-Infinity", None],
+            id="double",
+        ),
+        pytest.param(
+            pa.array([datetime(2024, 2, 29, 1, 2, 3, 450000), None], pa.timestamp("us")),
+            "TIMESTAMP",
+            ["2024-02-29T01:02:03.45Z", None],
+            id="timestamp",
+        ),
+        pytest.param(
+            pa.array([datetime(2024, 2, 29, 10, 0, 0)], UTC_US),
+            "TIMESTAMP WITH TIME ZONE",
+            ["2024-02-29T10:00:00Z"],
+            id="timestamp with zone",
+        ),
+        pytest.param(
+            pa.array([0, 1], pa.timestamp("ns")),
+            "TIMESTAMP_NS",
+            ["1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000000001Z"],
+            id="nanoseconds",
+        ),
+        pytest.param(
+            pa.array([10], pa.timestamp("s")), "TIMESTAMP_S", ["1970-01-01T00:00:10Z"], id="seconds"
+        ),
+        pytest.param(
+            pa.array([0], pa.timestamp("us", "Europe/Berlin")),
+            "TIMESTAMP WITH TIME ZONE",
+            ["1970-01-01T00:00:00Z"],
+            id="another zone is shown in UTC",
+        ),
+        pytest.param(
+            pa.array([2**63 - 1, -(2**63) + 1], pa.int64()).cast(pa.timestamp("us")),
+            "TIMESTAMP",
+            ["infinity", "-infinity"],
+            id="infinite timestamps",
+        ),
+        pytest.param(pa.array([date(2024, 1, 31)]), "DATE", ["2024-01-31"], id="date"),
+        pytest.param(
+            pa.array([time(1, 2, 3, 4)], pa.time64("us")), "TIME", ["01:02:03.000004"], id="time"
+        ),
+        pytest.param(pa.array([b"\x00\xff"]), "BLOB", ["AP8="], id="blob"),
+        pytest.param(
+            pa.array(["a", "b", "a"]).dictionary_encode(), "ENUM", ["a", "b", "a"], id="enum"
+        ),
+        pytest.param(
+            pa.array([pa.MonthDayNano([14, 3, 4_500_000_000])]),
+            "INTERVAL",
+            ["P14M3DT4.5S"],
+            id="interval",
+        ),
+        pytest.param(
+            pa.array([timedelta(seconds=90)], pa.duration("us")), "ANY", ["PT90S"], id="duration"
+        ),
+        pytest.param(
+            pa.array([[2**60, None], None], pa.list_(pa.int64())),
+            "BIGINT[]",
+            [["1152921504606846976", None], None],
+            id="list",
+        ),
+        pytest.param(
+            pa.array([{"a": 1, "t": datetime(2024, 1, 1)}, None]),
+            "STRUCT(a BIGINT, t TIMESTAMP)",
+            [{"a": 1, "t": "2024-01-01T00:00:00Z"}, None],
+            id="struct",
+        ),
+        pytest.param(
+            pa.array([[("k", Decimal("1.5"))]], pa.map_(pa.string(), pa.decimal128(4, 1))),
+            "MAP(VARCHAR, DECIMAL(4,1))",
+            [{"k": "1.5"}],
+            id="map with text keys",
+        ),
+        pytest.param(
+            pa.array([[(1, "x")]], pa.map_(pa.int64(), pa.string())),
+            "MAP(BIGINT, VARCHAR)",
+            [[[1, "x"]]],
+            id="map with other keys",
+        ),
+        pytest.param(pa.nulls(2), '"NULL"', [None, None], id="null"),
+    ],
+)
+def test_values_become_json(array: pa.Array, type_name: str, want: list[Any]) -> None:
+    assert rendered(array, type_name) == want
+
+
+def test_no_rows_are_no_bytes() -> None:
+    assert json_rows(batch(pa.array([], pa.int64())), ["BIGINT"]) == b""
+
+
+def test_repeated_names_get_numbers_that_nobody_else_has() -> None:
+    assert unique_names(["a", "a", "a_1", "b", "a"]) == ["a", "a_2", "a_1", "b", "a_3"]
+
+
+def test_ndjson_is_one_object_a_row() -> None:
+    two = pa.RecordBatch.from_arrays([pa.array([1, 2]), pa.array(["x", None])], names=["n", "n"])
+    writer = NdjsonWriter(two.schema, ["BIGINT", "VARCHAR"])
+
+    lines = (writer.start() + writer.batch(two) + writer.end()).decode().splitlines()
+
+    assert [json.loads(line) for line in lines] == [{"n": 1, "n_1": "x"}, {"n": 2, "n_1": None}]
+
+
+def test_csv_quotes_and_keeps_empty_text_apart_from_null() -> None:
+    columns = {
+        "id": pa.array([2**60, 2, 3]),
+        "say": pa.array(['a "b", c', "", None]),
+        "at": pa.array([datetime(2024, 1, 1), None, None], pa.timestamp("us")),
+        "tags": pa.array([["x"], None, []], pa.list_(pa.string())),
+        "price": pa.array([Decimal("1.50"), None, None], pa.decimal128(18, 2)),
+    }
+    rows = pa.RecordBatch.from_pydict(columns)
+    writer = CsvWriter(rows.schema, ["BIGINT", "VARCHAR", "TIMESTAMP", "VARCHAR[]", "DECIMAL(18,2)"])
+
+    text = (writer.start() + writer.batch(rows) + writer.end()).decode()
+
+    assert text.splitlines() == [
+        '"id","say","at","tags","price"',
+        f'{2**60},"a ""b"", c","2024-01-01T00:00:00Z","[""x""]","1.50"',
+        '2,"",,,',
+        '3,,,"[]",',
+    ]
+
+
+def test_arrow_bytes_are_a_stream_as_soon_as_they_come() -> None:
+    first, second = batch(pa.array([1])), batch(pa.array([2, 3]))
+    writer = ArrowWriter(first.schema)
+    parts = [writer.start(), writer.batch(first), writer.batch(second), writer.end()]
+
+    assert all(parts[1:])
+    with pa.ipc.open_stream(io.BytesIO(b"".join(parts))) as reader:
+        assert reader.read_all().column(0).to_pylist() == [1, 2, 3]
