@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.services import catalog_dsn, postgres, s3, services_dir
+
+__all__ = ["catalog_dsn", "postgres", "s3", "services_dir"]  # fixtures
+
 KINDS = ("unit", "contract", "integration", "e2e")
 
 
