@@ -1,0 +1,371 @@
+"""The catalog databases: the only module that talks to Postgres. Called by `reconcile` and `sweep`.
+
+Works under the control login (`control-dsn`): it makes and retires the lakes' logins and reads the registry and the
+sweep. It never sees the admin credential. A catalog that no migrate Job has touched has no schema `duckmesh`: that
+reads as "not installed".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from duckmesh_operator.errors import Conflict, Forbidden, Invalid, OperatorError, Unavailable
+from duckmesh_operator.lag import LagReport
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 5.0
+#: Longest wait for one statement's answer; the server is told to give up a little before.
+STATEMENT_TIMEOUT_S: Final = 10.0
+#: A process opens four connections at most; those of one that died without a word linger until TCP notices.
+CONNECTIONS_PER_PROCESS: Final = 8
+_SCRAM_ROUNDS: Final = 4096  # what Postgres itself takes; the passwords are 256 random bits
+
+_LAKES: Final = """
+SELECT lake, tenant, tenant_uid, data_url, migration FROM duckmesh.lake
+ WHERE lake = $1 OR tenant = $2 OR starts_with(data_url, $3) OR starts_with($3, data_url)
+"""
+_SWEEP: Final = """
+SELECT lake, tenant, tenant_uid, token, pending_rows, oldest_pending_at, committed_at, snapshot_id, snapshot_at,
+       files, small_files, bytes, committer, committer_alive, now, error
+  FROM duckmesh.sweep()
+"""
+_LOGINS: Final = """
+SELECT rolname, rolcanlogin, rolconnlimit, coalesce(rolconfig, '{}') AS rolconfig FROM pg_roles WHERE rolname = ANY($1)
+"""
+# DDL takes no parameters: the server quotes, the next statement runs what it quoted.
+_CREATE: Final = """
+SELECT format('CREATE ROLE %I LOGIN NOINHERIT NOCREATEDB NOCREATEROLE CONNECTION LIMIT %s PASSWORD %L',
+              $1::text, $2::int, $3::text)
+"""
+_PASSWORD: Final = "SELECT format('ALTER ROLE %I PASSWORD %L', $1::text, $2::text)"  # noqa: S105 - a statement
+_LIMIT: Final = "SELECT format('ALTER ROLE %I LOGIN CONNECTION LIMIT %s', $1::text, $2::int)"
+_SET: Final = "SELECT format('ALTER ROLE %I SET %I = %L', $1::text, $2::text, $3::text)"
+_RETIRE: Final = "SELECT format('ALTER ROLE %I NOLOGIN', $1::text)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """A login of a lake as it should be.
+
+    Attributes:
+        name: Role.
+        connections: Its connection limit.
+        settings: Postgres settings of its sessions.
+        password: What its Secret says.
+        renew: Give an existing role this password; a new one gets it anyway.
+    """
+
+    name: str
+    connections: int
+    settings: tuple[tuple[str, str], ...]
+    password: str = field(default="", repr=False)
+    renew: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lake:
+    """A line of the registry.
+
+    Attributes:
+        lake: Catalog schema.
+        tenant: `namespace/name` of the owner.
+        tenant_uid: Uid of the owner.
+        data_url: Where its Parquet lies.
+        migration: Newest migration it went through; 0 while it is made.
+    """
+
+    lake: str
+    tenant: str
+    tenant_uid: str
+    data_url: str
+    migration: int
+
+
+def writer(lake: str, processes: int) -> Login:
+    """The login of ingest."""
+    return Login(
+        name=f"{lake}_w",
+        connections=processes * CONNECTIONS_PER_PROCESS,
+        settings=(
+            ("statement_timeout", "60s"),
+            ("lock_timeout", "10s"),
+            ("idle_in_transaction_session_timeout", "120s"),
+        ),
+    )
+
+
+def maintenance(lake: str, processes: int) -> Login:
+    """The login of merges and expiry."""
+    return Login(
+        name=f"{lake}_m",
+        connections=processes * CONNECTIONS_PER_PROCESS,
+        settings=(
+            ("statement_timeout", "600s"),
+            ("lock_timeout", "10s"),
+            ("idle_in_transaction_session_timeout", "600s"),
+        ),
+    )
+
+
+def reader(lake: str, processes: int) -> Login:
+    """The login of query."""
+    return Login(
+        name=f"{lake}_r",
+        connections=processes * CONNECTIONS_PER_PROCESS,
+        settings=(
+            ("statement_timeout", "60s"),
+            ("lock_timeout", "5s"),
+            ("idle_in_transaction_session_timeout", "60s"),
+            ("default_transaction_read_only", "on"),
+        ),
+    )
+
+
+class Catalog:
+    """One catalog database.
+
+    Two connections at most: one for control, taken in turns, one for the sweep, so that neither waits for the other.
+
+    Args:
+        name: As in the configuration; for logs.
+        secret_dir: Folder with `control-dsn`; read at each connection, so that a rotated one is picked up.
+    """
+
+    def __init__(self, name: str, secret_dir: Path) -> None:
+        self.name = name
+        self._secret_dir = secret_dir
+        self._control = _Session(self)
+        self._sweeper = _Session(self)
+
+    @property
+    def control_dsn(self) -> str:
+        """The operator's own libpq URI.
+
+        Raises:
+            Unavailable: The Secret is not mounted.
+        """
+        try:
+            return (self._secret_dir / "control-dsn").read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise Unavailable(
+                "the catalog's Secret has no control-dsn, or it is not mounted"
+            ) from error
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """TCP ports of the database.
+
+        Raises:
+            Unavailable: The Secret is not mounted or not a URI.
+        """
+        places = urlsplit(self.control_dsn).netloc.rpartition("@")[2].split(",")
+        try:
+            return tuple(
+                sorted(
+                    {int(place.rpartition(":")[2]) if ":" in place else 5432 for place in places}
+                )
+            )
+        except ValueError as error:
+            raise Unavailable("the catalog's control-dsn is not a libpq URI") from error
+
+    async def lakes(self, *, lake: str, tenant: str, data_url: str) -> list[Lake]:
+        """Registered lakes that matter to one Tenant: its own, those of its name, those whose data overlaps.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us.
+        """
+        async with self._control.use() as connection:
+            try:
+                rows = await connection.fetch(_LAKES, lake, tenant, data_url)
+            except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+                return []
+        return [Lake(**dict(row)) for row in rows]
+
+    async def ensure_logins(self, logins: Sequence[Login]) -> None:
+        """Make logins, or bring them to what they should be; writes nothing when they are.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us.
+        """
+        async with self._control.use() as connection:
+            found = {
+                row["rolname"]: row
+                for row in await connection.fetch(_LOGINS, [login.name for login in logins])
+            }
+            for login in logins:
+                for statement in await _statements(connection, login, found.get(login.name)):
+                    await connection.execute(statement)
+
+    async def retire_logins(self, names: Sequence[str]) -> list[str]:
+        """Let roles log in no more; running sessions stay. Returns those that could until now.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us.
+        """
+        async with self._control.use() as connection:
+            rows = await connection.fetch(_LOGINS, list(names))
+            active = [row["rolname"] for row in rows if row["rolcanlogin"]]
+            for name in active:
+                await connection.execute(await connection.fetchval(_RETIRE, name))
+        return active
+
+    async def sweep(self) -> list[LagReport]:
+        """One look at all lakes of the database; none while it has no schema `duckmesh`.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us.
+        """
+        async with self._sweeper.use() as connection:
+            try:
+                rows = await connection.fetch(_SWEEP)
+            except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
+                return []
+        return [_report(row) for row in rows]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._control.close()
+        await self._sweeper.close()
+
+
+def scram_verifier(password: str, salt: bytes) -> str:
+    """What Postgres stores of a password (RFC 5803): sent in its place, so that no statement log ever holds it."""
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _SCRAM_ROUNDS)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    stored = base64.b64encode(hashlib.sha256(client_key).digest()).decode()
+    server = base64.b64encode(hmac.digest(salted, b"Server Key", "sha256")).decode()
+    return f"SCRAM-SHA-256${_SCRAM_ROUNDS}:{base64.b64encode(salt).decode()}${stored}:{server}"
+
+
+def error_of(error: BaseException) -> OperatorError:
+    """What a failure of the driver means for the caller, by SQLSTATE class."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = str(error.sqlstate or "")
+        said = f"SQLSTATE {state}"
+        if state == "42501" or state.startswith("28"):
+            return Forbidden(f"the catalog refuses the operator's login ({said})")
+        if state == "3D000":
+            return Unavailable(f"the catalog's database does not exist ({said})")
+        if state.startswith(("40", "55")):
+            return Conflict(f"the catalog is busy with the same thing ({said})")
+        return Unavailable(f"the catalog answers with an error ({said})")
+    if isinstance(error, asyncpg.InterfaceError | ValueError):
+        return Unavailable(f"the catalog cannot be asked ({type(error).__name__})")
+    return Unavailable(f"the catalog does not answer ({type(error).__name__})")
+
+
+class _Session:
+    """One connection, taken in turns and opened again after a failure."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._lock = asyncio.Lock()
+        self._connection: asyncpg.Connection | None = None
+        self._dsn = ""
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[asyncpg.Connection]:
+        """The connection for one piece of work; what goes wrong leaves as one of `errors`."""
+        async with self._lock:
+            try:
+                yield await self._open()
+            except Invalid:
+                raise
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                OSError,
+                TimeoutError,
+                ValueError,
+            ) as error:
+                await self.close()
+                raise error_of(error) from error
+            except asyncio.CancelledError:
+                await self.close()
+                raise
+
+    async def _open(self) -> asyncpg.Connection:
+        dsn = self._catalog.control_dsn
+        if self._connection is not None and not self._connection.is_closed() and dsn == self._dsn:
+            return self._connection
+        await self.close()
+        self._connection = await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=STATEMENT_TIMEOUT_S,
+            server_settings={
+                "application_name": "duckmesh-operator",
+                "statement_timeout": str(int((STATEMENT_TIMEOUT_S - 1) * 1000)),
+                "lock_timeout": "3000",
+            },
+        )
+        self._dsn = dsn
+        return self._connection
+
+    async def close(self) -> None:
+        """Forget the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it is being thrown away; a broken one closes badly
+                connection.terminate()
+
+
+async def _statements(
+    connection: asyncpg.Connection, login: Login, found: asyncpg.Record | None
+) -> list[str]:
+    statements: list[str] = []
+    if found is None:
+        verifier = _verifier(login.password)
+        statements.append(
+            await connection.fetchval(_CREATE, login.name, login.connections, verifier)
+        )
+    else:
+        if login.renew:
+            verifier = _verifier(login.password)
+            statements.append(await connection.fetchval(_PASSWORD, login.name, verifier))
+        if not found["rolcanlogin"] or found["rolconnlimit"] != login.connections:
+            statements.append(await connection.fetchval(_LIMIT, login.name, login.connections))
+    had = set(found["rolconfig"]) if found is not None else set()
+    for name, value in login.settings:
+        if f"{name}={value}" not in had:
+            statements.append(await connection.fetchval(_SET, login.name, name, value))
+    return statements
+
+
+def _verifier(password: str) -> str:
+    return scram_verifier(password, secrets.token_bytes(16))
+
+
+def _report(row: asyncpg.Record) -> LagReport:
+    return LagReport(
+        lake=row["lake"],
+        tenant=row["tenant"],
+        tenant_uid=row["tenant_uid"],
+        now=row["now"],
+        token=row["token"],
+        pending_rows=row["pending_rows"],
+        oldest_pending_at=row["oldest_pending_at"],
+        committed_at=row["committed_at"],
+        snapshot_id=row["snapshot_id"],
+        snapshot_at=row["snapshot_at"],
+        files=row["files"],
+        small_files=row["small_files"],
+        size_bytes=row["bytes"],
+        committer=row["committer"] or "",
+        committer_alive=bool(row["committer_alive"]),
+        error=row["error"] or "",
+    )

@@ -1,0 +1,283 @@
+"""Lag of every lake as the sweep saw it last: buckets with hysteresis, the objective, and when a status is due.
+
+`step` is pure and works on the catalog's clock only; `LagBoard` is the one place that `sweep` writes and `reconcile`
+reads. It is a cache: after a restart the next sweep fills it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+#: Label and the lag in seconds up to which it is the nearest one; past the last it is ">1h".
+_BUCKETS: Final = (
+    ("0s", 0.5),
+    ("1s", 1.5),
+    ("2s", 3.5),
+    ("5s", 7.5),
+    ("10s", 20.0),
+    ("30s", 45.0),
+    ("1m", 180.0),
+    ("5m", 600.0),
+    ("15m", 2250.0),
+    ("1h", 3600.0),
+)
+_LABELS: Final = (*(label for label, _ in _BUCKETS), ">1h")
+#: A lower bucket is shown only when it held this long, so that a value at a border writes nothing.
+DOWN_AFTER: Final = timedelta(seconds=10)
+#: While lag is not zero or commits happen, figures are refreshed this often without a change of bucket.
+REFRESH: Final = timedelta(seconds=60)
+#: A hand-over of the committer takes up to 5 s; past this time nobody is coming.
+HEADLESS_AFTER: Final = timedelta(seconds=20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LagReport:
+    """One lake as `duckmesh.sweep()` tells it; times are the catalog's, None where the lake could not be read.
+
+    Attributes:
+        lake: Catalog schema.
+        tenant: `namespace/name` of the owner.
+        tenant_uid: Uid of the owner.
+        now: When it was read.
+        token: The watermark's number.
+        pending_rows: Accepted rows that are not in the lake.
+        oldest_pending_at: When the oldest of them was accepted.
+        committed_at: When the lake last changed.
+        snapshot_id: Newest snapshot.
+        snapshot_at: When it was committed.
+        files: Its Parquet files.
+        small_files: Those that wait for a merge.
+        size_bytes: Size of its Parquet files.
+        committer: Name of the process that holds the commit lease.
+        committer_alive: Its heartbeat is fresh.
+        error: Why the lake could not be read; empty when it could.
+    """
+
+    lake: str
+    tenant: str
+    tenant_uid: str
+    now: datetime
+    token: int | None = None
+    pending_rows: int | None = None
+    oldest_pending_at: datetime | None = None
+    committed_at: datetime | None = None
+    snapshot_id: int | None = None
+    snapshot_at: datetime | None = None
+    files: int | None = None
+    small_files: int | None = None
+    size_bytes: int | None = None
+    committer: str = ""
+    committer_alive: bool = False
+    error: str = ""
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest accepted row that no query can see; 0 when there is none."""
+        if self.oldest_pending_at is None:
+            return 0.0
+        return max(0.0, (self.now - self.oldest_pending_at).total_seconds())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What a Tenant asks of its lag; milliseconds."""
+
+    target_ms: int = 5_000
+    sustained_ms: int = 30_000
+    max_age_ms: int = 600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LagTrack:
+    """A lake's lag over time.
+
+    Attributes:
+        report: The last look.
+        bucket: What the LAG column shows.
+        lag_class: `ok`, `warn`, `breach` or `unknown`.
+        snapshot_state: `Healthy`, `Stale` or `Missing`; empty when the lake could not be read.
+        headless: No committer for longer than a hand-over takes.
+        lower_since: Since when the lag is below the bucket shown.
+        above_since: Since when the lag is above the target.
+        headless_since: Since when there is no committer.
+    """
+
+    report: LagReport
+    bucket: str = "0s"
+    lag_class: str = "unknown"
+    snapshot_state: str = ""
+    headless: bool = False
+    lower_since: datetime | None = None
+    above_since: datetime | None = None
+    headless_since: datetime | None = None
+
+    @property
+    def committer(self) -> str:
+        """The committing pod; empty while none does."""
+        return self.report.committer if self.report.committer_alive else ""
+
+    @property
+    def shown(self) -> tuple[object, ...]:
+        """What must be in the status at once when it changes."""
+        return (
+            *(self.bucket, self.lag_class, self.snapshot_state),
+            *(self.headless, self.committer, bool(self.report.error)),
+        )
+
+    @property
+    def moving(self) -> tuple[object, ...]:
+        """What is refreshed now and then while it changes."""
+        return (self.report.snapshot_id, self.report.token, self.report.pending_rows)
+
+
+def bucket_of(lag_s: float) -> str:
+    """The nearest label of a lag in seconds."""
+    return next((label for label, edge in _BUCKETS if lag_s <= edge), _LABELS[-1])
+
+
+def step(track: LagTrack | None, report: LagReport, objective: Objective) -> LagTrack:
+    """The track after one more look."""
+    before = track or LagTrack(report=report, bucket=bucket_of(report.lag_s))
+    if report.error or report.token is None:
+        return replace(before, report=report, lag_class="unknown", snapshot_state="")
+    bucket, lower_since = _step_bucket(before, report)
+    above_since = _above_since(before, report, objective)
+    headless_since = None if report.committer_alive else before.headless_since or report.now
+    return LagTrack(
+        report=report,
+        bucket=bucket,
+        lower_since=lower_since,
+        above_since=above_since,
+        lag_class=_lag_class(above_since, report, objective),
+        snapshot_state=_snapshot_state(report, objective),
+        headless_since=headless_since,
+        headless=headless_since is not None and report.now - headless_since >= HEADLESS_AFTER,
+    )
+
+
+def _step_bucket(before: LagTrack, report: LagReport) -> tuple[str, datetime | None]:
+    bucket = bucket_of(report.lag_s)
+    if _LABELS.index(bucket) >= _LABELS.index(before.bucket):
+        return bucket, None
+    since = before.lower_since or report.now
+    if report.now - since >= DOWN_AFTER:
+        return bucket, None
+    return before.bucket, since
+
+
+def _above_since(before: LagTrack, report: LagReport, objective: Objective) -> datetime | None:
+    target = timedelta(milliseconds=objective.target_ms)
+    if report.oldest_pending_at is None or report.now - report.oldest_pending_at <= target:
+        return None
+    # The oldest row tells when the lag crossed the target, also to a process that was not there.
+    crossed = report.oldest_pending_at + target
+    return crossed if before.above_since is None else min(before.above_since, crossed)
+
+
+def _lag_class(above_since: datetime | None, report: LagReport, objective: Objective) -> str:
+    if above_since is None:
+        return "ok"
+    sustained = timedelta(milliseconds=objective.sustained_ms)
+    return "breach" if report.now - above_since >= sustained else "warn"
+
+
+def _snapshot_state(report: LagReport, objective: Objective) -> str:
+    if report.snapshot_id is None or report.snapshot_at is None:
+        return "Missing"
+    old = report.now - report.snapshot_at > timedelta(milliseconds=objective.max_age_ms)
+    return "Stale" if old and report.pending_rows else "Healthy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogHealth:
+    """How the last look at a catalog database went.
+
+    Attributes:
+        ok: It answered.
+        reason: CamelCase reason when it did not.
+        message: What is wrong and what to do.
+    """
+
+    ok: bool
+    reason: str = "Reachable"
+    message: str = "The catalog database answers."
+
+
+@dataclass(slots=True, kw_only=True)
+class _Entry:
+    tenant: str
+    catalog: str
+    objective: Objective
+    track: LagTrack | None = None
+    due_at: datetime | None = None
+    due_moving: tuple[object, ...] = ()
+
+
+class LagBoard:
+    """The last known lag of every Tenant that the reconcile told about."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._health: dict[str, CatalogHealth] = {}
+
+    def watch(self, uid: str, *, tenant: str, catalog: str, objective: Objective) -> None:
+        """Follow a Tenant; repeated calls renew its objective."""
+        entry = self._entries.get(uid)
+        if entry is None:
+            self._entries[uid] = _Entry(tenant=tenant, catalog=catalog, objective=objective)
+        else:
+            entry.catalog, entry.objective = catalog, objective
+
+    def forget(self, tenant: str, *, but: str = "") -> None:
+        """Follow a `namespace/name` no longer, except under one uid."""
+        gone = [uid for uid, one in self._entries.items() if one.tenant == tenant and uid != but]
+        for uid in gone:
+            del self._entries[uid]
+
+    def track(self, uid: str) -> LagTrack | None:
+        """The lag of a Tenant; None before the first look and while its catalog does not answer."""
+        entry = self._entries.get(uid)
+        if entry is None or not self.health(entry.catalog, CatalogHealth(ok=True)).ok:
+            return None
+        return entry.track
+
+    def health(self, catalog: str, default: CatalogHealth) -> CatalogHealth:
+        """How the last look at a catalog went; the default before the first."""
+        return self._health.get(catalog, default)
+
+    def tracks(self) -> list[tuple[str, LagTrack]]:
+        """`namespace/name` and track of every Tenant with one."""
+        return [(one.tenant, one.track) for one in self._entries.values() if one.track]
+
+    def update(self, catalog: str, reports: Iterable[LagReport]) -> list[str]:
+        """Take in one look at a catalog; returns the `namespace/name` whose status is due."""
+        due = self._set_health(catalog, CatalogHealth(ok=True))
+        for report in reports:
+            entry = self._entries.get(report.tenant_uid)
+            if entry is not None and entry.catalog == catalog and self._advance(entry, report):
+                due.add(entry.tenant)
+        return sorted(due)
+
+    def fail(self, catalog: str, health: CatalogHealth) -> list[str]:
+        """Take in that a catalog did not answer; returns the `namespace/name` whose status is due."""
+        return sorted(self._set_health(catalog, health))
+
+    def _set_health(self, catalog: str, health: CatalogHealth) -> set[str]:
+        before = self._health.get(catalog, CatalogHealth(ok=True))
+        self._health[catalog] = health
+        if before == health:
+            return set()
+        return {one.tenant for one in self._entries.values() if one.catalog == catalog}
+
+    def _advance(self, entry: _Entry, report: LagReport) -> bool:
+        before, entry.track = entry.track, step(entry.track, report, entry.objective)
+        changed = before is None or before.shown != entry.track.shown
+        moved = bool(report.lag_s) or entry.track.moving != entry.due_moving
+        aged = entry.due_at is None or report.now - entry.due_at >= REFRESH
+        if not (changed or (moved and aged)):
+            return False
+        entry.due_at, entry.due_moving = report.now, entry.track.moving
+        return True

@@ -1,0 +1,136 @@
+"""Every collector of the operator; other modules call the small functions below. Names are API. Leaf module.
+
+Labels are bounded: kinds, results, HTTP methods and codes, phases, Tenants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+_reconciles = Counter(
+    "duckmesh_operator_reconcile_total", "Reconciles by kind and result.", ["kind", "result"]
+)
+_reconcile_seconds = Histogram(
+    "duckmesh_operator_reconcile_seconds", "Time of one reconcile.", ["kind"], buckets=_SECONDS
+)
+_api_requests = Counter(
+    "duckmesh_operator_api_requests_total", "Requests to the API server.", ["verb", "code"]
+)
+_watch_age = Gauge(
+    "duckmesh_operator_watch_last_event_age_seconds", "Time since the watch brought anything."
+)
+_loop_lag = Gauge("duckmesh_operator_loop_lag_seconds", "Delay of the event loop, last measured.")
+_lease = Gauge("duckmesh_operator_lease_held", "1 while this process is the leader.")
+_status_writes = Counter("duckmesh_operator_status_writes_total", "Statuses written.", ["kind"])
+_child_writes = Counter(
+    "duckmesh_operator_child_writes_total", "Children written.", ["kind", "action"]
+)
+_sweep_failures = Counter(
+    "duckmesh_operator_sweep_failures_total", "Sweeps that got no answer.", ["catalog"]
+)
+_sweep_seconds = Histogram(
+    "duckmesh_operator_sweep_seconds", "Time of one sweep.", ["catalog"], buckets=_SECONDS
+)
+
+
+def reconciled(kind: str, result: str, seconds: float) -> None:
+    """Count one reconcile; `result` is `ok` or a class of `errors`."""
+    _reconciles.labels(kind, result).inc()
+    _reconcile_seconds.labels(kind).observe(seconds)
+
+
+def api_requested(verb: str, code: str) -> None:
+    """Count one request; `code` is the HTTP status, or `none` without an answer."""
+    _api_requests.labels(verb, code).inc()
+
+
+def loop_lagged(seconds: float) -> None:
+    """Show how late the event loop ran."""
+    _loop_lag.set(seconds)
+
+
+def leading(held: bool) -> None:
+    """Show whether this process is the leader."""
+    _lease.set(1 if held else 0)
+
+
+def status_written(kind: str) -> None:
+    """Count one written status."""
+    _status_writes.labels(kind).inc()
+
+
+def child_written(kind: str, action: str) -> None:
+    """Count one written child."""
+    _child_writes.labels(kind, action).inc()
+
+
+def swept(catalog: str, seconds: float, *, ok: bool) -> None:
+    """Record one sweep of a catalog."""
+    _sweep_seconds.labels(catalog).observe(seconds)
+    if not ok:
+        _sweep_failures.labels(catalog).inc()
+
+
+def show_watch_age(read: Callable[[], float]) -> None:
+    """Read the age of the last watch event at scrape time."""
+    _watch_age.set_function(read)
+
+
+def expose() -> bytes:
+    """All metrics as text."""
+    return generate_latest(REGISTRY)
+
+
+class QueueCollector(Collector):
+    """Depth and age of the queue at scrape time."""
+
+    def __init__(self, depth: Callable[[], int], age_s: Callable[[], float]) -> None:
+        self._depth = depth
+        self._age_s = age_s
+
+    def collect(self) -> Iterable[Metric]:
+        """Both gauges."""
+        yield GaugeMetricFamily(
+            "duckmesh_operator_queue_depth", "Keys that wait for a worker.", self._depth()
+        )
+        yield GaugeMetricFamily(
+            "duckmesh_operator_queue_age_seconds",
+            "How long the oldest of them is due.",
+            self._age_s(),
+        )
+
+
+class TenantCollector(Collector):
+    """Tenants by phase, and the lag of each, at scrape time."""
+
+    def __init__(
+        self,
+        phases: Callable[[], Mapping[str, int]],
+        lags_s: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._phases = phases
+        self._lags_s = lags_s
+
+    def collect(self) -> Iterable[Metric]:
+        """Both gauges."""
+        phases = GaugeMetricFamily(
+            "duckmesh_operator_tenants", "Tenants by phase.", labels=["phase"]
+        )
+        for phase, count in self._phases().items():
+            phases.add_metric([phase], count)
+        lags = GaugeMetricFamily(
+            "duckmesh_operator_tenant_lag_seconds",
+            "Age of the oldest row that no query can see.",
+            labels=["tenant"],
+        )
+        for tenant, lag_s in self._lags_s().items():
+            lags.add_metric([tenant], lag_s)
+        yield phases
+        yield lags

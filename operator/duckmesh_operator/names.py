@@ -1,0 +1,130 @@
+"""Names that operator, runtime, chart and people share: kinds, labels, annotations, child names. Pure.
+
+`docs/architecture.md` (Seam between operator and runtime) is the contract; tests/contract holds the runtime to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from duckmesh_operator.manifest import Manifest
+
+GROUP: Final = "duckmesh.io"
+VERSION: Final = "v1alpha1"
+FIELD_MANAGER: Final = "duckmesh"
+MANAGED_BY: Final = "duckmesh-operator"
+
+#: Newest migration in the runtime's sql/catalog; a lake below it gets a migrate Job. tests/contract compares the two.
+MIGRATION: Final = 3
+
+API_PORT: Final = 8080
+METRICS_PORT: Final = 9090
+
+LABEL_NAME: Final = "app.kubernetes.io/name"
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+LABEL_TENANT: Final = "duckmesh.io/tenant"
+LABEL_TENANT_UID: Final = "duckmesh.io/tenant-uid"
+LABEL_TENANT_NAMESPACE: Final = (
+    "duckmesh.io/tenant-namespace"  # on Jobs: they lie in the operator's namespace
+)
+ANNOTATION_DIGEST: Final = "duckmesh.io/applied-digest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A resource of the API server.
+
+    Attributes:
+        api_version: `v1` or `group/version`.
+        kind: Name in manifests.
+        plural: Name in URLs.
+    """
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
+        """URL path of a collection, an object or a subresource; namespace None means all of the cluster."""
+        root = "/api" if "/" not in self.api_version else "/apis"
+        parts = [root, self.api_version]
+        parts += ["namespaces", namespace] if namespace else []
+        parts += [part for part in (self.plural, name, subresource) if part]
+        return "/".join(parts)
+
+
+TENANT: Final = Kind(api_version=f"{GROUP}/{VERSION}", kind="Tenant", plural="tenants")
+COMPACTOR: Final = Kind(api_version=f"{GROUP}/{VERSION}", kind="Compactor", plural="compactors")
+DEPLOYMENT: Final = Kind(api_version="apps/v1", kind="Deployment", plural="deployments")
+REVISION: Final = Kind(
+    api_version="apps/v1", kind="ControllerRevision", plural="controllerrevisions"
+)
+SERVICE: Final = Kind(api_version="v1", kind="Service", plural="services")
+SECRET: Final = Kind(api_version="v1", kind="Secret", plural="secrets")
+EVENT: Final = Kind(api_version="v1", kind="Event", plural="events")
+NETWORK_POLICY: Final = Kind(
+    api_version="networking.k8s.io/v1", kind="NetworkPolicy", plural="networkpolicies"
+)
+DISRUPTION_BUDGET: Final = Kind(
+    api_version="policy/v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets"
+)
+JOB: Final = Kind(api_version="batch/v1", kind="Job", plural="jobs")
+LEASE: Final = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
+
+#: Children in the Tenant's namespace, found by label; Secrets are read by name: listing them is too much right.
+CHILDREN: Final = (NETWORK_POLICY, SERVICE, REVISION, DEPLOYMENT, DISRUPTION_BUDGET)
+#: What the operator watches by its label, beside its own two kinds.
+WATCHED: Final = (NETWORK_POLICY, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET)
+
+KINDS: Final = {
+    kind.kind: kind
+    for kind in (
+        *(TENANT, COMPACTOR, DEPLOYMENT, REVISION, SERVICE, SECRET, EVENT),
+        *(NETWORK_POLICY, DISRUPTION_BUDGET, JOB, LEASE),
+    )
+}
+
+
+def kind_of(manifest: Manifest) -> Kind:
+    """The kind of a manifest that we made."""
+    return KINDS[str(manifest["kind"])]
+
+
+def child(tenant: str, part: str) -> str:
+    """Name of a Tenant's child. Tenants have 40 characters at most, so this stays below 63."""
+    return f"{tenant}-{part}"
+
+
+def lake_name(uid: str) -> str:
+    """Catalog schema of a Tenant: from its uid, since names come back and are public in `pg_stat_activity`."""
+    return "lake_" + uid.replace("-", "").lower()[:16]
+
+
+def logins(lake: str) -> tuple[str, str, str]:
+    """The lake's writer, maintenance and reader login."""
+    return f"{lake}_w", f"{lake}_m", f"{lake}_r"
+
+
+def migrate_job(lake: str, migration: int = MIGRATION) -> str:
+    """Name of the Job that brings a lake to a migration."""
+    return f"duckmesh-migrate-{lake.removeprefix('lake_')}-{migration}"
+
+
+def labels(tenant: str, uid: str, component: str) -> dict[str, str]:
+    """Labels of a Tenant's child; a fresh dict on each call."""
+    return {
+        LABEL_NAME: "duckmesh",
+        LABEL_COMPONENT: component,
+        LABEL_INSTANCE: tenant,
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_TENANT: tenant,
+        LABEL_TENANT_UID: uid,
+    }
+
+
+def pod_selector(tenant: str, uid: str, component: str) -> dict[str, str]:
+    """Labels that name one worker's pods; immutable in a Deployment, so only what never changes."""
+    return {LABEL_COMPONENT: component, LABEL_TENANT: tenant, LABEL_TENANT_UID: uid}
