@@ -324,6 +324,7 @@ CHANGES = [
 
 @pytest.fixture(scope="module")
 def namespace(kubectl: Kubectl) -> Iterator[str]:
+    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s")
     kubectl("create", "namespace", NAMESPACE)
     yield NAMESPACE
     kubectl("delete", "namespace", NAMESPACE, "--wait=false")
