@@ -50,7 +50,7 @@ fresh: ## From nothing: the committed tree, empty virtualenv and caches in a tem
 	tests/fresh.sh
 
 .PHONY: e2e
-e2e: setup ## User stories on a real cluster (left running; `make cluster-down` ends it)
+e2e: setup cluster ## User stories on a real cluster (left running; `make cluster-down` ends it)
 	$(BIN)/pytest tests/e2e
 
 .PHONY: demo demo-down
@@ -82,7 +82,7 @@ lock: setup ## Renew the hash-pinned locks (root, and the part of it each image 
 	  -c requirements.lock runtime/pyproject.toml --extra dev -o runtime/requirements-dev.lock
 
 .PHONY: manifests
-manifests: ## Write the chart's copy of crds/
+manifests: setup ## Write what is made from crds/: the chart's copy, the field reference
 	@mkdir -p charts/duckmesh/templates/crds
 	for kind in tenant compactor; do { \
 	  echo '{{- if .Values.crds.install }}'; \
@@ -90,6 +90,7 @@ manifests: ## Write the chart's copy of crds/
 	    -e '0,/^  labels:/s//  annotations:\n    helm.sh\/resource-policy: keep\n  labels:/' crds/$$kind.yaml; \
 	  echo '{{- end }}'; \
 	} > charts/duckmesh/templates/crds/$$kind.yaml; done
+	$(BIN)/python docs/reference/generate.py
 
 # ---------------------------------------------------------------- a cluster of one's own (tests/e2e/cluster/README.md)
 # Standard library only: works before `make setup`. `eval "$(make -s cluster)"` leads this shell to it.

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
         say(f"ERROR: {error}")
         return 1
     except PermissionError as error:
-        say(f"ERROR: {error.strerror}: {error.filename}; run the same command as root")
+        say(f"ERROR: {error}: run the same command as root")
         return 1
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where this one stopped")

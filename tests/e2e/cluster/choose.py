@@ -171,15 +171,19 @@ def missing_packages(packages: dict[str, str]) -> tuple[str, ...]:
 
 
 def read_cgroups(top: Path) -> Cgroups:
-    """Tell which cgroups are mounted at `top` and can be written to."""
+    """Tell which cgroups are mounted at `top`; those mounted read-only don't count."""
     unified = top / "cgroup.controllers"
     if unified.is_file():
         usable = {"cpu", "memory", "pids"} <= set(unified.read_text().split())
-        return Cgroups.V2 if usable and os.access(top, os.W_OK) else Cgroups.NONE
-    needed = [top / controller / "cgroup.procs" for controller in ("cpu", "memory", "pids")]
-    if all(procs.is_file() and os.access(procs.parent, os.W_OK) for procs in needed):
+        return Cgroups.V2 if usable and not _is_read_only(top) else Cgroups.NONE
+    hierarchies = [top / controller for controller in ("cpu", "memory", "pids")]
+    if all((path / "cgroup.procs").is_file() and not _is_read_only(path) for path in hierarchies):
         return Cgroups.V1
     return Cgroups.NONE
+
+
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def parse_go_version(text: str) -> tuple[int, int] | None:
