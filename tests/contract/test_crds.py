@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -318,3 +319,12 @@ def _paths(value: object, path: str) -> set[str]:
     if not isinstance(value, dict):
         return {path}
     return {path}.union(*(_paths(below, f"{path}.{name}") for name, below in value.items()))
+
+
+def test_field_reference_is_current() -> None:
+    """`make manifests` writes it."""
+    generate = runpy.run_path(str(CRDS.parent / "docs" / "reference" / "generate.py"))
+
+    written = (CRDS.parent / "docs" / "reference" / "resources.md").read_text(encoding="utf-8")
+
+    assert written == generate["build_reference"]()
