@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,10 +10,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from duckmesh_runtime import log
-from duckmesh_runtime.errors import Invalid
+from duckmesh_runtime.errors import DuckmeshError, Invalid
 from duckmesh_runtime.web import health, ingest, nudge, query, tables
 from duckmesh_runtime.web.auth import Role, check_role
 from duckmesh_runtime.web.errors import (
+    TRACE,
     TRACE_HEADER,
     catalogued,
     error_response,
@@ -20,6 +22,8 @@ from duckmesh_runtime.web.errors import (
     trace_of,
 )
 from duckmesh_runtime.web.parts import PARTS, Parts, parts_of
+
+logger = logging.getLogger(__name__)
 
 ANYONE: Final = frozenset(Role)
 """Any valid key."""
@@ -143,12 +147,12 @@ async def _expect_continue(request: web.Request) -> web.StreamResponse | None:
     return None
 
 
-async def _finish(_: web.Request, response: web.StreamResponse) -> None:
+async def _finish(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "duckmesh"
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
-    if trace_id := log.trace_id.get():
-        response.headers[TRACE_HEADER] = trace_id
+    if TRACE in request:
+        response.headers[TRACE_HEADER] = request[TRACE]
 
 
 class Server:
@@ -252,16 +256,23 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what never reached a handler; always closes the connection."""
-        plain = super().handle_error(request, status, exc, message)
-        mark = log.trace_id.set(trace_of(request.headers))
-        try:
-            response = error_response(
-                Invalid("VALIDATION_FAILED", "request: is not well-formed HTTP/1.1")
-                if status < 500
-                else internal(),
-                status=plain.status,
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way: there can be no second one")
+        if status < 500:  # anyone can send these: not worth more than a debug line
+            logger.debug("malformed request", exc_info=exc)
+            error: DuckmeshError = Invalid(
+                "VALIDATION_FAILED", "request: is not well-formed HTTP/1.1"
             )
+        else:
+            logger.error("request failed outside of its handler", exc_info=exc)
+            error = internal()
+        trace = trace_of(request.headers)
+        mark = log.trace_id.set(trace)
+        try:
+            response = error_response(error, status=status)
         finally:
             log.trace_id.reset(mark)
+        response.headers[TRACE_HEADER] = trace
+        response.headers["Server"] = "duckmesh"
         response.force_close()
         return response

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 TRACE_HEADER: Final = "X-Duckmesh-Trace-Id"
+TRACE: Final = "trace_id"
+"""Key of the trace id in a request."""
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _NO_TRACE: Final = "0" * 32
 _LONGEST_MESSAGE: Final = 2_000  # characters; names out of the request may be of any length
@@ -47,7 +49,8 @@ def traceparent() -> str:
 @web.middleware
 async def catalogued(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every failure from the catalogue and give the request its trace id."""
-    mark = log.trace_id.set(trace_of(request.headers))
+    request[TRACE] = trace_of(request.headers)
+    mark = log.trace_id.set(request[TRACE])
     try:
         return await handler(request)
     except DuckmeshError as error:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -62,13 +62,15 @@ UTC_US = pa.timestamp("us", "UTC")
             id="double",
         ),
         pytest.param(
-            pa.array([datetime(2024, 2, 29, 1, 2, 3, 450000), None], pa.timestamp("us")),
+            pa.array(
+                [datetime(2024, 2, 29, 1, 2, 3, 450000, tzinfo=UTC), None], pa.timestamp("us")
+            ),
             "TIMESTAMP",
             ["2024-02-29T01:02:03.45Z", None],
             id="timestamp",
         ),
         pytest.param(
-            pa.array([datetime(2024, 2, 29, 10, 0, 0)], UTC_US),
+            pa.array([datetime(2024, 2, 29, 10, 0, 0, tzinfo=UTC)], UTC_US),
             "TIMESTAMP WITH TIME ZONE",
             ["2024-02-29T10:00:00Z"],
             id="timestamp with zone",
@@ -118,7 +120,7 @@ UTC_US = pa.timestamp("us", "UTC")
             id="list",
         ),
         pytest.param(
-            pa.array([{"a": 1, "t": datetime(2024, 1, 1)}, None]),
+            pa.array([{"a": 1, "t": datetime(2024, 1, 1, tzinfo=UTC)}, None]),
             "STRUCT(a BIGINT, t TIMESTAMP)",
             [{"a": 1, "t": "2024-01-01T00:00:00Z"}, None],
             id="struct",
@@ -163,12 +165,14 @@ def test_csv_quotes_and_keeps_empty_text_apart_from_null() -> None:
     columns = {
         "id": pa.array([2**60, 2, 3]),
         "say": pa.array(['a "b", c', "", None]),
-        "at": pa.array([datetime(2024, 1, 1), None, None], pa.timestamp("us")),
+        "at": pa.array([datetime(2024, 1, 1, tzinfo=UTC), None, None], pa.timestamp("us")),
         "tags": pa.array([["x"], None, []], pa.list_(pa.string())),
         "price": pa.array([Decimal("1.50"), None, None], pa.decimal128(18, 2)),
     }
     rows = pa.RecordBatch.from_pydict(columns)
-    writer = CsvWriter(rows.schema, ["BIGINT", "VARCHAR", "TIMESTAMP", "VARCHAR[]", "DECIMAL(18,2)"])
+    writer = CsvWriter(
+        rows.schema, ["BIGINT", "VARCHAR", "TIMESTAMP", "VARCHAR[]", "DECIMAL(18,2)"]
+    )
 
     text = (writer.start() + writer.batch(rows) + writer.end()).decode()
 

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from duckmesh_runtime.domain.records import RawRecord, Rejected
+from duckmesh_runtime.domain.tokens import Token, parse_token
+from duckmesh_runtime.errors import Unavailable
+from tests.fakes.doors import LAKE
+
+INGEST = "/v1/ingest/events"
+ARROW = {"Content-Type": "application/vnd.apache.arrow.stream"}
+TABLE = {
+    "name": "orders",
+    "columns": [
+        {"name": "id", "type": "BIGINT", "nullable": False},
+        {"name": "at", "type": "date"},
+    ],
+}
+
+
+def number(token: str) -> int:
+    return parse_token(token, lake=LAKE, timeline=1).number
+
+
+async def test_records_are_accepted_with_a_token(doors: Any) -> None:
+    record = {
+        "idempotency_key": "k1",
+        "op": "insert",
+        "payload": {"id": 1},
+        "event_time": "2026-01-01T00:00:00Z",
+    }
+
+    status, body, _ = await doors.call("POST", INGEST, json={"records": [record]})
+
+    assert status == 200
+    assert doors.ingest.records == [RawRecord(**record)]
+    assert number(body.pop("max_visibility_token")) == 1
+    assert body == {
+        "accepted_count": 1,
+        "duplicate_count": 0,
+        "rejected": [],
+        "visible_snapshot_id": None,
+        "status": "accepted",
+    }
+
+
+async def test_a_gzipped_body_of_several_members_is_read(doors: Any) -> None:
+    text = json.dumps({"records": [{"payload": {"id": i}} for i in range(1000)]}).encode()
+    packed = gzip.compress(text[:500]) + gzip.compress(text[500:])
+
+    status, body, _ = await doors.call(
+        "POST",
+        INGEST,
+        data=packed,
+        headers={"Content-Type": "application/json", "Content-Encoding": "gzip"},
+    )
+
+    assert (status, body["accepted_count"]) == (200, 1000)
+
+
+async def test_an_arrow_body_keeps_its_request_key(doors: Any) -> None:
+    status, _, _ = await doors.call(
+        "POST", INGEST, data=b"arrow bytes", headers=ARROW | {"Idempotency-Key": "file-1"}
+    )
+
+    assert status == 200
+    assert doors.ingest.bodies == [(b"arrow bytes", "file-1")]
+
+
+async def test_waiting_answers_with_the_snapshot_that_shows_the_rows(doors: Any) -> None:
+    envelope = {
+        "records": [{"payload": {"id": 1}}],
+        "wait_for_visibility": True,
+        "visibility_timeout_ms": 700,
+    }
+
+    _, body, _ = await doors.call("POST", INGEST, json=envelope)
+
+    assert (body["status"], body["visible_snapshot_id"]) == ("visible", 7)
+    assert doors.barrier.waits == [(1, 700)]
+
+
+async def test_waiting_works_for_arrow_bodies_too(doors: Any) -> None:
+    path = INGEST + "?wait_for_visibility=true&visibility_timeout_ms=5"
+
+    _, body, _ = await doors.call("POST", path, data=b"arrow", headers=ARROW)
+
+    assert body["status"] == "visible"
+    assert doors.barrier.waits == [(1, 5)]
+
+
+async def test_rows_that_are_not_visible_in_time_are_still_accepted(doors: Any) -> None:
+    doors.barrier.token = 0
+    envelope = {"records": [{"payload": {"id": 1}}], "wait_for_visibility": True}
+
+    status, body, _ = await doors.call("POST", INGEST, json=envelope)
+
+    assert (status, body["status"], body["visible_snapshot_id"]) == (200, "accepted", None)
+
+
+async def test_known_records_are_counted_as_duplicates(doors: Any) -> None:
+    doors.ingest.duplicates = 1
+    records = [{"payload": {"id": i}} for i in range(2)]
+
+    _, body, _ = await doors.call("POST", INGEST, json={"records": records})
+
+    assert body["status"] == "partial_duplicate"
+    assert (body["accepted_count"], body["duplicate_count"]) == (1, 1)
+
+
+REJECTED = Rejected(index=1, code="VALIDATION_FAILED", message="id: want a whole number")
+
+
+async def test_a_bad_record_is_named_and_the_others_are_accepted(doors: Any) -> None:
+    doors.ingest.rejected = [REJECTED]
+    records = [{"payload": {"id": i}} for i in range(2)]
+
+    status, body, _ = await doors.call("POST", INGEST, json={"records": records})
+
+    assert (status, body["accepted_count"]) == (200, 1)
+    assert body["rejected"] == [
+        {"index": 1, "error_code": REJECTED.code, "message": REJECTED.message}
+    ]
+
+
+async def test_a_request_of_bad_records_only_is_an_error(doors: Any) -> None:
+    doors.ingest.rejected = [
+        REJECTED,
+        Rejected(index=0, code="VALIDATION_FAILED", message="id: want a whole number"),
+    ]
+    records = [{"payload": {"id": "x"}} for _ in range(2)]
+
+    status, body, _ = await doors.call("POST", INGEST, json={"records": records})
+
+    assert (status, body["error_code"]) == (400, "VALIDATION_FAILED")
+    assert body["message"] == "record 1: id: want a whole number (and 1 more, see rejected)"
+    assert [r["index"] for r in body["rejected"]] == [1, 0]
+
+
+async def test_visible_answers_when_the_token_is(doors: Any) -> None:
+    token = str(Token(lake=LAKE, timeline=1, number=5))
+
+    status, body, _ = await doors.call(
+        "GET", "/v1/visible", params={"token": token, "timeout_ms": "100"}
+    )
+
+    assert (status, body["visible"], body["visible_snapshot_id"]) == (200, True, 7)
+    assert number(body["max_visibility_token"]) == 1000
+    assert doors.barrier.waits == [(5, 100)]
+
+
+async def test_visible_fails_when_the_token_stays_away(doors: Any) -> None:
+    token = str(Token(lake=LAKE, timeline=1, number=5000))
+
+    status, body, _ = await doors.call("GET", "/v1/visible", params={"token": token})
+
+    assert (status, body["error_code"]) == (504, "CONSISTENCY_TIMEOUT")
+    assert body["context"]["watermark"] == 1000
+
+
+async def test_lag_is_told(doors: Any) -> None:
+    status, body, _ = await doors.call("GET", "/v1/lag")
+
+    assert (status, body["lag_ms"]) == (200, 0)
+
+
+async def test_a_table_is_made_read_listed_and_dropped(doors: Any) -> None:
+    made_status, made, _ = await doors.call("POST", "/v1/tables", json=TABLE)
+    _, listed, _ = await doors.call("GET", "/v1/tables")
+    _, read, _ = await doors.call("GET", "/v1/tables/orders")
+    _, dropped, _ = await doors.call("DELETE", "/v1/tables/orders")
+    gone, _, _ = await doors.call("GET", "/v1/tables/orders")
+
+    assert (made_status, made["visible_snapshot_id"]) == (201, 7)
+    assert number(made["max_visibility_token"]) == 1
+    assert read["columns"][1] == {"name": "at", "type": "DATE", "nullable": True, "default": None}
+    assert [t["name"] for t in listed["tables"]] == ["events", "orders"]
+    assert (dropped["name"], number(dropped["max_visibility_token"])) == ("orders", 2)
+    assert gone == 404
+
+
+async def test_a_table_change_that_is_not_visible_in_time_says_so(doors: Any) -> None:
+    doors.barrier.token = 0
+
+    status, body, _ = await doors.call("POST", "/v1/tables?visibility_timeout_ms=50", json=TABLE)
+
+    assert (status, body["error_code"]) == (504, "CONSISTENCY_TIMEOUT")
+    assert doors.barrier.waits == [(1, 50)]
+
+
+async def test_probes_tell_state_by_status_and_dependencies_by_body(doors: Any) -> None:
+    async def well() -> None:
+        return None
+
+    async def away() -> None:
+        raise Unavailable("STORAGE_UNAVAILABLE", "away")
+
+    doors.parts.health.checks = {"catalog": well, "storage": away}
+
+    for base in (doors.url, doors.metrics_url):
+        async with doors.session.get(base + "/v1/ready") as answer:
+            assert answer.status == 200
+            assert (await answer.json())["dependencies"] == {
+                "catalog": "ok",
+                "storage": "unavailable",
+            }
+
+
+@pytest.mark.parametrize(
+    ("started", "draining", "want"),
+    [
+        pytest.param(False, False, (503, "starting"), id="starting"),
+        pytest.param(True, False, (200, "ok"), id="ready"),
+        pytest.param(True, True, (503, "draining"), id="draining"),
+    ],
+)
+async def test_ready_is_started_and_not_draining(
+    doors: Any, started: bool, draining: bool, want: tuple[int, str]
+) -> None:
+    doors.parts.health.started, doors.parts.health.draining = started, draining
+
+    async with doors.session.get(doors.url + "/v1/ready") as answer:
+        assert (answer.status, (await answer.json())["status"]) == want
+    async with doors.session.get(doors.url + "/v1/health") as answer:
+        assert answer.status == 200
+
+
+async def test_metrics_are_on_their_own_port_only(doors: Any) -> None:
+    await doors.call("POST", INGEST, json={"records": [{"payload": {"id": 1}}]})
+
+    async with doors.session.get(doors.metrics_url + "/metrics") as answer:
+        text = await answer.text()
+        assert answer.headers["Content-Type"].startswith("text/plain")
+    async with doors.session.get(doors.url + "/metrics") as answer:
+        assert answer.status == 404
+    assert 'duckmesh_ingest_requests_total{code="OK"}' in text

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pyarrow as pa
+import pytest
+
+from duckmesh_runtime.domain.tokens import Token
+from duckmesh_runtime.errors import Failed
+from duckmesh_runtime.web.forward import QueryForward
+from duckmesh_runtime.web.parts import Parts
+from tests.fakes.doors import LAKE, key
+from tests.unit.runtime.conftest import Doors, serve
+
+ARROW = "application/vnd.apache.arrow.stream"
+WATERMARK = str(Token(lake=LAKE, timeline=1, number=10))
+ASK = {"sql": "SELECT n FROM t"}
+
+
+@pytest.fixture
+async def front(doors: Any, parts: Parts) -> AsyncIterator[Doors]:
+    """An ingest process that passes queries on to the server of `doors`."""
+    forward = QueryForward(doors.url)
+    mine = replace_parts(parts, forward)
+    async for found in serve(mine):
+        yield found
+    await forward.close()
+
+
+def replace_parts(parts: Parts, forward: QueryForward) -> Parts:
+    mine = Parts(settings=parts.settings, keys=parts.keys, health=parts.health)
+    mine.forward = forward
+    return mine
+
+
+@pytest.fixture(params=["direct", "through ingest"])
+def door(request: pytest.FixtureRequest) -> Any:
+    """Both ways to a query must look the same."""
+    return request.getfixturevalue("doors" if request.param == "direct" else "front")
+
+
+async def test_a_json_answer_names_its_snapshot_and_cost(door: Any) -> None:
+    status, body, _ = await door.call("POST", "/v1/query", json=ASK)
+
+    assert status == 200
+    assert body["stats"].pop("duration_ms") >= 0
+    assert body == {
+        "columns": [{"name": "n", "type": "BIGINT"}],
+        "rows": [[1], [2]],
+        "snapshot_id": 7,
+        "snapshot_time": "2026-01-31T12:00:00Z",
+        "max_visibility_token": WATERMARK,
+        "lag_ms": 5,
+        "truncated": False,
+        "stats": {"waited_ms": 2, "scanned_files": 3, "scanned_bytes": 400},
+    }
+
+
+async def test_everything_asked_for_reaches_the_service(doors: Any, door: Any) -> None:
+    envelope = {
+        "sql": "SELECT $1",
+        "params": [1, "x", None, [2]],
+        "min_visibility_token": str(Token(lake=LAKE, timeline=1, number=9)),
+        "consistency_timeout_ms": 50,
+        "max_staleness_ms": 1000,
+        "row_limit": 5,
+        "timeout_ms": 70,
+    }
+
+    await door.call("POST", "/v1/query", json=envelope)
+
+    (asked,) = doors.query.asked
+    assert (asked.sql, list(asked.params), asked.min_number) == (
+        "SELECT $1",
+        [1, "x", None, [2]],
+        9,
+    )
+    assert (asked.consistency_timeout_ms, asked.max_staleness_ms) == (50, 1000)
+    assert (asked.row_limit, asked.timeout_ms) == (5, 70)
+
+
+async def test_requests_cannot_ask_for_more_than_the_limits(doors: Any) -> None:
+    await doors.call("POST", "/v1/query", json=ASK | {"row_limit": 10**9, "timeout_ms": 80_000_000})
+
+    (asked,) = doors.query.asked
+    assert (asked.row_limit, asked.timeout_ms) == (1000, 5000)
+
+
+FORMATS = {
+    "application/x-ndjson": b'{"n":1}\n{"n":2}\n',
+    "text/csv": b'"n"\n1\n2\n',
+}
+
+
+@pytest.mark.parametrize("media", FORMATS)
+async def test_text_formats_are_streamed_with_the_snapshot_in_headers(
+    door: Any, media: str
+) -> None:
+    status, body, answer = await door.call("POST", "/v1/query", json=ASK, headers={"Accept": media})
+
+    assert (status, body, answer.content_type) == (200, FORMATS[media], media)
+    assert {n: v for n, v in answer.headers.items() if n.startswith("X-Duckmesh-")}.items() >= {
+        "X-Duckmesh-Snapshot-Id": "7",
+        "X-Duckmesh-Snapshot-Time": "2026-01-31T12:00:00Z",
+        "X-Duckmesh-Watermark": WATERMARK,
+        "X-Duckmesh-Lag-Ms": "5",
+        "X-Duckmesh-Row-Limit": "1000",
+    }.items()
+
+
+async def test_arrow_is_streamed(door: Any) -> None:
+    _, body, answer = await door.call("POST", "/v1/query", json=ASK, headers={"Accept": ARROW})
+
+    assert answer.content_type == ARROW
+    with pa.ipc.open_stream(io.BytesIO(body)) as reader:
+        assert reader.read_all().to_pydict() == {"n": [1, 2]}
+
+
+async def test_an_empty_result_keeps_its_columns_in_every_format(doors: Any) -> None:
+    doors.query.batches = [pa.RecordBatch.from_pydict({"n": pa.array([], pa.int64())})]
+
+    _, body, _ = await doors.call("POST", "/v1/query", json=ASK)
+    _, csv, _ = await doors.call("POST", "/v1/query", json=ASK, headers={"Accept": "text/csv"})
+    _, arrow, _ = await doors.call("POST", "/v1/query", json=ASK, headers={"Accept": ARROW})
+
+    assert (body["rows"], body["columns"]) == ([], [{"name": "n", "type": "BIGINT"}])
+    assert csv == b'"n"\n'
+    with pa.ipc.open_stream(io.BytesIO(arrow)) as reader:
+        assert reader.schema.names == ["n"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "want"),
+    [
+        ("*/*", "application/json"),
+        ("text/html, application/json;q=0.9", "application/json"),
+        ("application/json;q=0.1, text/csv;q=0.5", "text/csv"),
+        ("text/*", "text/csv"),
+        ("application/x-ndjson;q=0, */*", "application/json"),
+        ("TEXT/CSV", "text/csv"),
+    ],
+)
+async def test_the_wanted_format_is_found(doors: Any, accept: str, want: str) -> None:
+    _, _, answer = await doors.call("POST", "/v1/query", json=ASK, headers={"Accept": accept})
+
+    assert answer.content_type == want
+
+
+async def test_a_cut_result_says_so(doors: Any) -> None:
+    doors.query.truncated = True
+
+    _, body, _ = await doors.call("POST", "/v1/query", json=ASK)
+
+    assert body["truncated"] is True
+
+
+async def test_a_json_result_beyond_its_bytes_is_refused(doors: Any) -> None:
+    wide = pa.RecordBatch.from_pydict({"n": ["x" * 1000] * 30})
+    doors.query.batches, doors.query.type_names = [wide, wide], ["VARCHAR"]
+
+    status, body, _ = await doors.call("POST", "/v1/query", json=ASK)
+    streamed, _, _ = await doors.call("POST", "/v1/query", json=ASK, headers={"Accept": "text/csv"})
+
+    assert (status, body["error_code"]) == (413, "RESULT_TOO_LARGE")
+    assert streamed == 200
+
+
+@pytest.mark.parametrize("media", ["application/json", "text/csv"])
+@pytest.mark.parametrize("after", [-1, 0], ids=["before the schema", "before the first row"])
+async def test_a_failing_statement_gets_its_error_answer(
+    doors: Any, door: Any, media: str, after: int
+) -> None:
+    doors.query.failure = Failed("QUERY_MEMORY", "the query needs more memory than its limit")
+    doors.query.failure_after = after
+
+    status, body, _ = await door.call("POST", "/v1/query", json=ASK, headers={"Accept": media})
+
+    assert (status, body["error_code"]) == (507, "QUERY_MEMORY")
+
+
+async def test_a_stream_that_fails_later_is_broken_off(doors: Any, door: Any) -> None:
+    doors.query.failure = Failed("QUERY_CRASHED", "the process ended")
+    doors.query.failure_after = 1
+    doors.query.batches = [pa.RecordBatch.from_pydict({"n": [1]})] * 2
+
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await door.call("POST", "/v1/query", json=ASK, headers={"Accept": "text/csv"})
+
+
+async def test_a_client_that_goes_away_ends_its_statement(doors: Any, door: Any) -> None:
+    doors.query.hang = True
+    headers = {"Authorization": f"Bearer {key('admin')}", "Accept": "application/x-ndjson"}
+
+    async with door.session.post(door.url + "/v1/query", json=ASK, headers=headers) as answer:
+        assert await answer.content.readline() == b'{"n":1}\n'
+        answer.close()
+
+    await asyncio.wait_for(doors.query.closed.wait(), 10)
+
+
+async def test_a_client_that_goes_away_before_the_answer_ends_its_statement(
+    doors: Any, door: Any
+) -> None:
+    doors.query.hang = True
+
+    with pytest.raises(TimeoutError):
+        await door.call("POST", "/v1/query", json=ASK, timeout=aiohttp.ClientTimeout(total=0.3))
+
+    await asyncio.wait_for(doors.query.closed.wait(), 10)
+
+
+async def test_ingest_and_query_share_one_trace(door: Any) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+
+    _, body, answer = await door.call(
+        "POST",
+        "/v1/query",
+        json={"sql": 1},
+        headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"},
+    )
+
+    assert body["trace_id"] == trace
+    assert answer.headers.getall("X-Duckmesh-Trace-Id") == [trace]
+
+
+async def test_without_a_query_process_the_answer_is_a_catalogued_503(parts: Parts) -> None:
+    forward = QueryForward("http://127.0.0.1:1")
+    async for front in serve(replace_parts(parts, forward)):
+        status, body, answer = await front.call("POST", "/v1/query", json=ASK)
+    await forward.close()
+
+    assert (status, body["error_code"], answer.headers["Retry-After"]) == (
+        503,
+        "QUERY_UNAVAILABLE",
+        "1",
+    )
+
+
+async def test_the_query_process_serves_queries_only(parts: Parts) -> None:
+    async for doors in serve(parts, role="query"):
+        asked = await doors.call("POST", "/v1/query", json=ASK)
+        listed = await doors.call("GET", "/v1/tables")
+
+    assert (asked[0], listed[0]) == (200, 404)
+
+
+async def test_the_key_is_checked_before_anything_is_passed_on(doors: Any, front: Any) -> None:
+    status, _, _ = await front.call("POST", "/v1/query", as_key="ingest-writer", json=ASK)
+
+    assert status == 403
+    assert not doors.query.asked
+
+
+async def test_big_integers_survive_the_json_answer(doors: Any) -> None:
+    doors.query.batches = [pa.RecordBatch.from_pydict({"n": [2**60]})]
+
+    _, body, _ = await doors.call("POST", "/v1/query", json=ASK)
+
+    assert json.dumps(body["rows"]) == '[["1152921504606846976"]]'
