@@ -9,9 +9,10 @@ import pytest
 from duckmesh_runtime.domain.records import RawRecord, Rejected
 from duckmesh_runtime.domain.tokens import Token, parse_token
 from duckmesh_runtime.errors import Unavailable
-from tests.fakes.doors import LAKE
+from tests.fakes.doors import LAKE, arrow_stream
 
 INGEST = "/v1/ingest/events"
+ROWS = arrow_stream({"id": [1, 2]})
 ARROW = {"Content-Type": "application/vnd.apache.arrow.stream"}
 TABLE = {
     "name": "orders",
@@ -63,12 +64,12 @@ async def test_a_gzipped_body_of_several_members_is_read(doors: Any) -> None:
 
 
 async def test_an_arrow_body_keeps_its_request_key(doors: Any) -> None:
-    status, _, _ = await doors.call(
-        "POST", INGEST, data=b"arrow bytes", headers=ARROW | {"Idempotency-Key": "file-1"}
+    status, body, _ = await doors.call(
+        "POST", INGEST, data=ROWS, headers=ARROW | {"Idempotency-Key": "file-1"}
     )
 
-    assert status == 200
-    assert doors.ingest.bodies == [(b"arrow bytes", "file-1")]
+    assert (status, body["accepted_count"]) == (200, 2)
+    assert doors.ingest.bodies == [(ROWS, "file-1")]
 
 
 async def test_waiting_answers_with_the_snapshot_that_shows_the_rows(doors: Any) -> None:
@@ -87,10 +88,10 @@ async def test_waiting_answers_with_the_snapshot_that_shows_the_rows(doors: Any)
 async def test_waiting_works_for_arrow_bodies_too(doors: Any) -> None:
     path = INGEST + "?wait_for_visibility=true&visibility_timeout_ms=5"
 
-    _, body, _ = await doors.call("POST", path, data=b"arrow", headers=ARROW)
+    _, body, _ = await doors.call("POST", path, data=ROWS, headers=ARROW)
 
     assert body["status"] == "visible"
-    assert doors.barrier.waits == [(1, 5)]
+    assert doors.barrier.waits == [(2, 5)]
 
 
 async def test_rows_that_are_not_visible_in_time_are_still_accepted(doors: Any) -> None:
