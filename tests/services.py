@@ -44,14 +44,15 @@ def s3(services_dir: Path) -> Iterator[S3Server]:
 @pytest.fixture
 def catalog_dsn(postgres: PostgresServer) -> str:
     """Superuser DSN of a fresh, empty database."""
+    return asyncio.run(create_database(postgres))
+
+
+async def create_database(server: PostgresServer) -> str:
+    """Make a fresh, empty database; returns its superuser DSN."""
     name = f"catalog_{next(_numbers)}"
-    asyncio.run(_create_database(postgres.dsn(), name))
-    return postgres.dsn(name)
-
-
-async def _create_database(dsn: str, name: str) -> None:
-    connection = await asyncpg.connect(dsn)
+    connection = await asyncpg.connect(server.dsn())
     try:
         await connection.execute(f'CREATE DATABASE "{name}"')
     finally:
         await connection.close()
+    return server.dsn(name)
