@@ -13,7 +13,13 @@ from typing import Final
 
 from tests.e2e.cluster.archive import image_config, write_archive, write_program_image
 from tests.e2e.cluster.cache import content_key, ensure, file_sha256, link, lock
-from tests.e2e.cluster.choose import IMAGE_PACKAGES, NODE_PACKAGES, find, missing_packages
+from tests.e2e.cluster.choose import (
+    IMAGE_PACKAGES,
+    KIND_TOOLS,
+    NODE_PACKAGES,
+    find,
+    missing_packages,
+)
 from tests.e2e.cluster.progress import step
 from tests.e2e.cluster.settings import (
     BASE_IMAGE,
@@ -143,15 +149,17 @@ def build_native(settings: Settings) -> None:
 
 
 def build_kind(settings: Settings) -> None:
-    """Have kind, kubectl and helm in `settings.bin`; an installed kind or kubectl is taken."""
+    """Have kind, kubectl and helm in `settings.bin`: built, or without Go the installed ones."""
     with lock(settings.cache, "build"):
-        toolchain = _toolchain() if find("go") else ""
-        for program in (KIND, KUBECTL, HELM):
-            installed = find(program.name)
-            if installed:
-                link(Path(installed), settings.bin / program.name)
-            else:
+        if find("go"):
+            toolchain = _toolchain()
+            for program in (KIND, KUBECTL, HELM):
                 _ensure_program(settings, program, toolchain)
+            return
+        for name in KIND_TOOLS:
+            installed = find(name)
+            if installed and Path(installed).parent != settings.bin:
+                link(Path(installed), settings.bin / name)
 
 
 def build_base(settings: Settings) -> Path:

@@ -27,6 +27,7 @@ NODE_PACKAGES: Final = {
     "gcc": "gcc",
     "unshare": "util-linux",
 }
+KIND_TOOLS: Final = ("kind", "kubectl", "helm")
 IMAGE_PACKAGES: Final = {"buildah": "buildah", "debootstrap": "debootstrap"}
 
 
@@ -51,7 +52,7 @@ class Facts:
 
     Attributes:
         docker: a Docker engine answers (a `docker` program alone is not enough).
-        kind: a `kind` program is installed.
+        kind_tools: kind, kubectl and helm are installed, so that none has to be built.
         go: version of the Go toolchain, None where there is none.
         linux: the system is Linux.
         root: this process is root.
@@ -62,7 +63,7 @@ class Facts:
     """
 
     docker: bool
-    kind: bool
+    kind_tools: bool
     go: tuple[int, int] | None
     linux: bool
     root: bool
@@ -113,8 +114,9 @@ def _kind_obstacles(facts: Facts) -> Sequence[str]:
     obstacles = []
     if not facts.docker:
         obstacles.append("no Docker engine answers: start one (`docker info` must succeed)")
-    if not facts.kind and (go := _go_obstacle(facts)):
-        obstacles.append(f"no kind to run and none can be built: install kind, or: {go}")
+    if not facts.kind_tools and (go := _go_obstacle(facts)):
+        tools = ", ".join(KIND_TOOLS)
+        obstacles.append(f"not all of {tools} are installed: install them, or to build them: {go}")
     return obstacles
 
 
@@ -147,7 +149,7 @@ def read_facts() -> Facts:
     linux = platform.system() == "Linux"
     return Facts(
         docker=succeeds(["docker", "version", "--format", "{{.Server.Version}}"]),
-        kind=find("kind") is not None,
+        kind_tools=all(find(tool) for tool in KIND_TOOLS),
         go=_go_version(),
         linux=linux,
         root=root,

@@ -19,7 +19,7 @@ from tests.e2e.cluster.settings import ClusterError
 # A Linux machine with root, Go and apt, and no Docker.
 PLAIN = Facts(
     docker=False,
-    kind=False,
+    kind_tools=False,
     go=(1, 26),
     linux=True,
     root=True,
@@ -29,7 +29,13 @@ PLAIN = Facts(
     apt=True,
 )
 LAPTOP = dataclasses.replace(
-    PLAIN, docker=True, kind=True, linux=False, root=False, cgroups=Cgroups.NONE, namespaces=False
+    PLAIN,
+    docker=True,
+    kind_tools=True,
+    linux=False,
+    root=False,
+    cgroups=Cgroups.NONE,
+    namespaces=False,
 )
 
 
@@ -43,8 +49,8 @@ LAPTOP = dataclasses.replace(
         pytest.param(PLAIN, {"docker": True}, "", Way.KIND, id="docker answers, go builds kind"),
         pytest.param(PLAIN, {"docker": True}, "native", Way.NATIVE, id="native insisted on"),
         pytest.param(LAPTOP, {}, "", Way.KIND, id="laptop with docker and kind"),
-        pytest.param(LAPTOP, {"go": None}, "", Way.KIND, id="kind is installed, go is not"),
-        pytest.param(LAPTOP, {"kind": False}, "", Way.KIND, id="kind can be built"),
+        pytest.param(LAPTOP, {"go": None}, "", Way.KIND, id="tools are installed, go is not"),
+        pytest.param(LAPTOP, {"kind_tools": False}, "", Way.KIND, id="tools can be built"),
     ],
 )
 def test_takes_kind_where_docker_answers_and_a_native_node_elsewhere(
@@ -72,9 +78,9 @@ def test_takes_kind_where_docker_answers_and_a_native_node_elsewhere(
         ),
         pytest.param(
             LAPTOP,
-            {"kind": False, "go": None},
-            ["install kind"],
-            id="docker, but no kind and no go",
+            {"kind_tools": False, "go": None},
+            ["kind, kubectl, helm", "install them"],
+            id="docker, but no tools and no go",
         ),
     ],
 )
