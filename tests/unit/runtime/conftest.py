@@ -1,67 +1,23 @@
-"""A running server with services in memory."""
+"""A running server with services in memory. What it needs is imported when it is asked for, not by every test."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import aiohttp
 import pytest
 
-from duckmesh_runtime.domain.schema import parse_table
-from duckmesh_runtime.settings import IngestLimits, QueryLimits, Settings, StoreSettings
-from duckmesh_runtime.web.app import Server, build_api, build_metrics
-from duckmesh_runtime.web.auth import KeyRing
-from duckmesh_runtime.web.health import Health
-from duckmesh_runtime.web.parts import Parts
-from tests.fakes.doors import (
-    LAKE,
-    FakeBarrier,
-    FakeBus,
-    FakeCommitter,
-    FakeIngest,
-    FakeQuery,
-    key,
-    write_keys,
-)
-
-ADMIN = ["ingest_writer", "query_reader", "table_admin", "ops_admin"]
-KEYS = {"admin": ADMIN, "nobody": [], **{role.replace("_", "-"): [role] for role in ADMIN}}
-EVENTS = {"name": "events", "columns": [{"name": "id", "type": "BIGINT"}]}
-
-
-@dataclass
-class Doors:
-    """The server under test and what is behind it."""
-
-    parts: Parts
-    ingest: FakeIngest
-    barrier: FakeBarrier
-    query: FakeQuery
-    committer: FakeCommitter
-    session: aiohttp.ClientSession
-    url: str
-    metrics_url: str
-
-    async def call(
-        self, method: str, path: str, *, as_key: str | None = "admin", **options: Any
-    ) -> tuple[int, Any, aiohttp.ClientResponse]:
-        """Status, body (JSON if it is), answer."""
-        headers = dict(options.pop("headers", {}))
-        if as_key is not None:
-            headers.setdefault("Authorization", f"Bearer {key(as_key)}")
-        async with self.session.request(
-            method, self.url + path, headers=headers, **options
-        ) as answer:
-            body = await answer.read()
-            is_json = answer.content_type == "application/json"
-            return answer.status, (await answer.json() if is_json else body), answer
+if TYPE_CHECKING:
+    from duckmesh_runtime.web.parts import Parts
+    from tests.fakes.server import Doors
 
 
 @pytest.fixture
 def auth_dir(tmp_path: Path) -> Path:
+    from tests.fakes.doors import write_keys
+    from tests.fakes.server import KEYS
+
     folder = tmp_path / "auth"
     folder.mkdir()
     write_keys(folder, KEYS)
@@ -69,58 +25,15 @@ def auth_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(auth_dir: Path) -> Settings:
-    return Settings(
-        tenant="ns/t",
-        lake=LAKE,
-        store=StoreSettings(url="file:///nowhere/"),
-        auth_dir=auth_dir,
-        ingest=IngestLimits(body_bytes=100_000),
-        query=QueryLimits(result_bytes=50_000, rows=1000, timeout_ms=5000),
-    )
+def parts(auth_dir: Path) -> Parts:
+    from tests.fakes.server import make_parts, make_settings
 
-
-@pytest.fixture
-def parts(settings: Settings) -> Parts:
-    made = Parts(settings=settings, keys=KeyRing(settings.auth_dir), health=Health())
-    made.health.started = True
-    ingest = FakeIngest()
-    ingest.known["events"] = parse_table(EVENTS)
-    made.ingest, made.bus, made.barrier = ingest, FakeBus(), FakeBarrier()
-    made.query, made.committer = FakeQuery(), FakeCommitter()
-    return made
+    return make_parts(make_settings(auth_dir))
 
 
 @pytest.fixture
 async def doors(parts: Parts) -> AsyncIterator[Doors]:
+    from tests.fakes.server import serve
+
     async for found in serve(parts):
         yield found
-
-
-async def serve(parts: Parts, role: str = "ingest") -> AsyncIterator[Doors]:
-    """Run a server over the parts on free ports of loopback."""
-    settings = replace(parts.settings, bind="127.0.0.1", api_port=0, metrics_port=0)
-    server = Server(
-        build_api(parts, role=role),
-        build_metrics(parts),
-        bind=settings.bind,
-        api_port=0,
-        metrics_port=0,
-        answer_s=1,
-    )
-    await server.start()
-    try:
-        async with aiohttp.ClientSession() as session:
-            api, metrics = server.ports
-            yield Doors(
-                parts=parts,
-                ingest=parts.ingest,
-                barrier=parts.barrier,
-                query=parts.query,
-                committer=parts.committer,
-                session=session,
-                url=f"http://127.0.0.1:{api}",
-                metrics_url=f"http://127.0.0.1:{metrics}",
-            )
-    finally:
-        await server.close()

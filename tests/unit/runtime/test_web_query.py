@@ -15,7 +15,7 @@ from duckmesh_runtime.errors import Failed
 from duckmesh_runtime.web.forward import QueryForward
 from duckmesh_runtime.web.parts import Parts
 from tests.fakes.doors import LAKE, key
-from tests.unit.runtime.conftest import Doors, serve
+from tests.fakes.server import Doors, serve
 
 ARROW = "application/vnd.apache.arrow.stream"
 WATERMARK = str(Token(lake=LAKE, timeline=1, number=10))
