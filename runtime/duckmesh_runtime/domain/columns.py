@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 Values = Sequence[object]
 
-BAD_VALUE: Final = (ValueError, TypeError, OverflowError, ArithmeticError, pa.ArrowException)
-"""What `ColumnType.build` raises for a value that does not fit; ArrowInvalid is a ValueError, UnicodeError too."""
+BAD_VALUE: Final = (ValueError, TypeError, ArithmeticError, RecursionError, pa.ArrowException)
+"""What `ColumnType.build` raises for a value that does not fit; ArrowInvalid and UnicodeError are ValueErrors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
