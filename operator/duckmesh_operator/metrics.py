@@ -88,6 +88,19 @@ def expose() -> bytes:
     return generate_latest(REGISTRY)
 
 
+def add(*collectors: Collector) -> list[Collector]:
+    """Show further collectors."""
+    for collector in collectors:
+        REGISTRY.register(collector)
+    return list(collectors)
+
+
+def remove(collectors: Iterable[Collector]) -> None:
+    """Show them no longer."""
+    for collector in collectors:
+        REGISTRY.unregister(collector)
+
+
 class QueueCollector(Collector):
     """Depth and age of the queue at scrape time."""
 

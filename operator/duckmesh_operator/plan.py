@@ -84,6 +84,11 @@ def is_ours(live: Json, uid: str) -> bool:
     return uid in owners or (labelled and not owners)
 
 
+def is_usable(live: Json, uid: str) -> bool:
+    """Whether it is the Tenant's and here to stay."""
+    return is_ours(live, uid) and not _is_going(live)
+
+
 def _decide(desired: Manifest, live: Manifest | None, uid: str, tenant: str) -> Action | None:
     if live is None:
         return Action(verb=Verb.APPLY, manifest=desired)

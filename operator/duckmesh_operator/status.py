@@ -1,4 +1,4 @@
-"""The status of a Tenant or Compactor from what was observed. Pure: called by `reconcile`, which writes it when it differs.
+"""The status of a Tenant or Compactor from what was observed. Pure; `reconcile` writes it when it differs.
 
 Conditions carry the generation they are about; a message says what to do next and holds nothing that changes by itself,
 so that a healthy Tenant's status is not written. Figures that move all the time (`_MOVING`) are written with the next
@@ -197,7 +197,7 @@ def build_compactor_status(
         extra = [_make("Stalled", TRUE, found.reason, found.message)]
     else:
         message = (
-            "The spec is valid, but this version of duckmesh runs no maintenance Jobs: nothing is compacted, expired or "
+            "The spec is valid, but this version of duckmesh runs no maintenance Jobs: nothing is merged, expired or "
             "checked by this Compactor. Keep it for a later version, or delete it."
         )
         ready, extra = _make("Ready", FALSE, "NotSupportedYet", message), []

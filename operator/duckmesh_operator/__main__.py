@@ -1,0 +1,250 @@
+"""Process start: settings, logs, health, leadership; a leader watches, reconciles and sweeps until told to end.
+
+A leader that loses its lease or its watch ends at once: what runs in the cluster does not need it, and a fresh process
+knows where it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from datetime import UTC, datetime
+from typing import Final, NoReturn
+
+import kopf
+
+from duckmesh_operator import handlers, kube, log, metrics
+from duckmesh_operator.canary import Canary
+from duckmesh_operator.catalog import Catalog
+from duckmesh_operator.errors import Deaf, OperatorError, SettingsError
+from duckmesh_operator.events import Recorder
+from duckmesh_operator.health import Health, watch_loop
+from duckmesh_operator.kube import Api
+from duckmesh_operator.lag import LagBoard
+from duckmesh_operator.lease import Lease
+from duckmesh_operator.manifest import text_at
+from duckmesh_operator.model import parse_meta
+from duckmesh_operator.names import COMPACTOR, TENANT
+from duckmesh_operator.prefixes import Prefixes
+from duckmesh_operator.queue import Key, Queue
+from duckmesh_operator.reconcile.compactor import CompactorReconciler
+from duckmesh_operator.reconcile.credentials import Credentials
+from duckmesh_operator.reconcile.tenant import TenantReconciler
+from duckmesh_operator.settings import Settings, from_env
+from duckmesh_operator.sweep import Sweeper
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class Operator:
+    """All parts of one operator process.
+
+    Args:
+        api: The API server.
+        settings: The configuration.
+        on_lost: Called when the lease is lost; must not return to normal work.
+    """
+
+    def __init__(self, api: Api, settings: Settings, on_lost: Callable[[], None]) -> None:
+        clock = asyncio.get_running_loop().time
+        identity = f"{settings.pod_name}_{secrets.token_hex(4)}"
+        self._api = api
+        self._settings = settings
+        self._on_lost = on_lost
+        self._watching = asyncio.Event()
+        self._leading = False
+        self._prefixes = Prefixes()
+        self._board = LagBoard()
+        self._catalogs = {
+            name: Catalog(name, found.secret_dir) for name, found in settings.catalogs.items()
+        }
+        self.lease = Lease(api, namespace=settings.namespace, identity=identity, clock=clock)
+        self._canary = Canary(api, namespace=settings.namespace, identity=identity, clock=clock)
+        self._tenants = TenantReconciler(
+            api=api,
+            catalogs=self._catalogs,
+            settings=settings,
+            board=self._board,
+            prefixes=self._prefixes,
+            recorder=Recorder(api, instance=settings.pod_name, clock=clock, now=_now),
+            credentials=Credentials(api),
+            now=_now,
+        )
+        compactors = CompactorReconciler(api=api, now=_now)
+        self._work: dict[str, Callable[[Key], Awaitable[float | None]]] = {
+            TENANT.kind: self._tenants.reconcile,
+            COMPACTOR.kind: compactors.reconcile,
+        }
+        self._queue = Queue(
+            lambda key: self._work[key.kind](key), workers=settings.workers, clock=clock
+        )
+        self._sweeper = Sweeper(
+            catalogs=self._catalogs,
+            board=self._board,
+            due=lambda tenant: self._queue.add(Key(TENANT.kind, *tenant.split("/", 1))),
+            alive=self._alive_uids,
+            namespaces=settings.watch_namespaces,
+            interval_s=settings.sweep_s,
+            clock=clock,
+        )
+
+    def alive(self) -> list[str]:
+        """Problems that only a restart cures."""
+        return ["the watch does not bring what was written"] if self._canary.deaf else []
+
+    def ready(self) -> list[str]:
+        """Problems that pass by themselves."""
+        return ["the watch is starting"] if self._leading and not self._watching.is_set() else []
+
+    async def run(self, on_watching: Callable[[], None]) -> None:
+        """Stand by, then lead, until something ends or it is cancelled.
+
+        Args:
+            on_watching: Called when kopf runs; it takes the process's signals when it starts.
+
+        Raises:
+            ExceptionGroup, OperatorError: What ended the leadership.
+        """
+        await self.lease.acquire()
+        self._leading = True
+        metrics.leading(True)
+        collectors = self._collectors()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._hold())
+                await self._load_prefixes()
+                group.create_task(self._queue.run())
+                group.create_task(self._sweeper.run())
+                group.create_task(self._canary.run())
+                group.create_task(self._tell_when_watching(on_watching))
+                group.create_task(self._watch())
+        finally:
+            metrics.leading(False)
+            metrics.remove(collectors)
+            for catalog in self._catalogs.values():
+                await catalog.close()
+
+    async def _hold(self) -> None:
+        await self.lease.hold()
+        self._on_lost()
+
+    async def _load_prefixes(self) -> None:
+        for obj in await self._list_tenants():
+            meta = parse_meta(obj)
+            store = text_at(obj, "spec", "storage", "name") or "default"
+            prefix = text_at(obj, "spec", "storage", "prefix") or meta.full_name
+            self._prefixes.claim(meta, store, prefix)
+
+    async def _watch(self) -> NoReturn:
+        namespaces = self._settings.watch_namespaces
+        await kopf.operator(
+            registry=handlers.build_registry(
+                add=self._queue.add, noticed=self._canary.noticed, canary=self._canary.seen
+            ),
+            settings=handlers.build_settings(),
+            standalone=True,
+            clusterwide=not namespaces,
+            # The operator's own namespace too: the canary sings there.
+            namespaces=sorted({*namespaces, self._settings.namespace}) if namespaces else (),
+            ready_flag=self._watching,
+        )
+        raise Deaf("the watch ended")
+
+    async def _tell_when_watching(self, on_watching: Callable[[], None]) -> None:
+        await self._watching.wait()
+        on_watching()
+        logger.info("watching", extra={"namespaces": self._settings.watch_namespaces or "all"})
+
+    async def _alive_uids(self) -> Collection[str]:
+        return {text_at(obj, "metadata", "uid") for obj in await self._list_tenants()}
+
+    async def _list_tenants(self) -> list[dict[str, object]]:
+        namespaces: tuple[str | None, ...] = self._settings.watch_namespaces or (None,)
+        found: list[dict[str, object]] = []
+        for namespace in namespaces:
+            found += await self._api.list(TENANT, namespace)
+        return found
+
+    def _collectors(self) -> list[metrics.Collector]:
+        metrics.show_watch_age(lambda: self._canary.last_event_age_s)
+        return metrics.add(
+            metrics.QueueCollector(lambda: self._queue.depth, lambda: self._queue.age_s),
+            metrics.TenantCollector(
+                lambda: Counter(self._tenants.phases.values()),
+                lambda: {tenant: track.report.lag_s for tenant, track in self._board.tracks()},
+            ),
+        )
+
+
+async def run(settings: Settings) -> int:
+    """Run one process until a signal or a failure; returns its exit code."""
+    stop = asyncio.Event()
+    _take_signals(stop)
+    async with kube.connect(settings.kubeconfig) as api:
+        operator = Operator(api, settings, on_lost=_end_at_once)
+        health = Health(operator.alive, operator.ready)
+        async with health.serve(settings.bind, settings.port) as port:
+            logger.info("started", extra={"port": port, "version": settings.runtime_version})
+            work = asyncio.create_task(operator.run(lambda: _take_signals(stop)))
+            loop_watch = asyncio.create_task(watch_loop())
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            code = _tell_end(work)
+            for task in (work, stopping, loop_watch):
+                task.cancel()
+            await asyncio.wait({work, stopping, loop_watch}, timeout=10)
+            await operator.lease.release()
+            return code
+
+
+def main() -> int:
+    """Read the settings and run."""
+    try:
+        settings = from_env(os.environ)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    log.configure(log_format=settings.log_format, level=settings.log_level)
+    try:
+        return asyncio.run(run(settings))
+    except OperatorError as error:
+        logger.error("cannot start", extra={"error": str(error)})
+        return 1
+
+
+def _tell_end(work: asyncio.Task[None]) -> int:
+    if not work.done():
+        logger.info("stopping on a signal")
+        return 0
+    error = None if work.cancelled() else work.exception()
+    logger.error("ended", exc_info=error, extra={"error": str(error)})
+    return 1
+
+
+def _take_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+
+
+def _end_at_once() -> None:
+    # No clean-up: each further write could meet the new leader's.
+    logger.error("lease lost", extra={"runbook": "docs/runbooks/lease-lost.md"})
+    logging.shutdown()
+    os._exit(1)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

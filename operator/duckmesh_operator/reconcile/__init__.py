@@ -1,0 +1,1 @@
+"""Level-based reconciles: read what is, compare with what should be, write the difference, report. No kopf here."""

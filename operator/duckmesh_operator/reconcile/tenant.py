@@ -1,0 +1,383 @@
+"""The reconcile of a Tenant: parse -> read -> build -> plan -> apply -> status, in this order, each one call.
+
+Every step may run twice or stop half way; a run with nothing changed writes nothing. A status is written also when a
+step fails; the failure then goes to the queue, which tries again later.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from duckmesh_operator import metrics
+from duckmesh_operator.catalog import Catalog, Lake
+from duckmesh_operator.errors import Conflict, Forbidden, Invalid, NotFound, OperatorError
+from duckmesh_operator.events import Note, Recorder, notes_of
+from duckmesh_operator.kube import Api
+from duckmesh_operator.lag import CatalogHealth, LagBoard, Objective
+from duckmesh_operator.manifest import Manifest, object_at, text_at
+from duckmesh_operator.model import Meta, Tenant, parse_meta, parse_tenant
+from duckmesh_operator.names import (
+    LABEL_COMPONENT,
+    LABEL_TENANT,
+    LABEL_TENANT_UID,
+    MIGRATION,
+    TENANT,
+    pod_selector,
+)
+from duckmesh_operator.prefixes import Prefixes
+from duckmesh_operator.queue import Key
+from duckmesh_operator.reconcile.children import Outcome, apply_children, read_children, read_worker
+from duckmesh_operator.reconcile.credentials import Credentials
+from duckmesh_operator.reconcile.migration import LOOK_S, migrate, read_migration
+from duckmesh_operator.reconcile.workers import COMPONENTS, build_desired, pinned_version
+from duckmesh_operator.settings import Settings
+from duckmesh_operator.specs.context import Context, build_context
+from duckmesh_operator.specs.networkpolicy import is_restricted
+from duckmesh_operator.specs.service import endpoint
+from duckmesh_operator.status import Problem, Situation, Worker, build_status, phase, same
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until the next look while an object of an earlier Tenant is being deleted.
+_WAIT_S: Final = 2.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One reconcile under way.
+
+    Attributes:
+        meta: Whose.
+        previous: Its status as read.
+        live: Its children as read and written.
+        tenant: The parsed spec.
+        context: The spec with what its names stand for.
+        spec_problem: Why the spec cannot be carried out.
+        catalog: How the catalog answered.
+        installed: The lake is there; None when the catalog does not tell.
+        migration: State of the migrate Job.
+        problems: What keeps the Tenant from its goal.
+        repaired: Objects that others had changed.
+        failure: What to tell the queue after the status is written.
+        again_s: When to look again; None means at the usual time.
+    """
+
+    meta: Meta
+    previous: Manifest
+    live: list[Manifest] = field(default_factory=list)
+    tenant: Tenant | None = None
+    context: Context | None = None
+    spec_problem: Problem | None = None
+    catalog: CatalogHealth | None = None
+    installed: bool | None = None
+    migration: str = "absent"
+    problems: list[Problem] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    failure: OperatorError | None = None
+    again_s: float | None = None
+
+
+class TenantReconciler:
+    """Reconciles Tenants; see the module.
+
+    Args:
+        api: The API server.
+        catalogs: By name, as configured.
+        settings: The operator's configuration.
+        board: Lag as swept.
+        prefixes: Storage prefixes of all Tenants.
+        recorder: Posts Events.
+        credentials: Makes logins and Secrets.
+        now: Time of day, in UTC.
+    """
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        catalogs: Mapping[str, Catalog],
+        settings: Settings,
+        board: LagBoard,
+        prefixes: Prefixes,
+        recorder: Recorder,
+        credentials: Credentials,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._api = api
+        self._catalogs = catalogs
+        self._settings = settings
+        self._board = board
+        self._prefixes = prefixes
+        self._recorder = recorder
+        self._credentials = credentials
+        self._now = now
+        self.phases: dict[str, str] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring one Tenant on. Returns the seconds after which to look again; None when it is gone.
+
+        Raises:
+            OperatorError: A step failed; the status says so already.
+        """
+        try:
+            obj = await self._api.get(TENANT, key.namespace, key.name)
+        except NotFound:
+            self._forget(f"{key.namespace}/{key.name}")
+            return None
+        run = _Run(meta=parse_meta(obj), previous=object_at(obj, "status"))
+        if run.meta.deleting:
+            return None
+        await self._advance(run, obj)
+        await self._report(run)
+        if run.failure is not None:
+            raise run.failure
+        if run.again_s is not None:
+            return run.again_s
+        return self._settings.resync_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+
+    async def _advance(self, run: _Run, obj: Manifest) -> None:
+        """All steps but the report; a failure ends them and is kept."""
+        try:
+            self._parse(run, obj)
+            run.live = await read_children(self._api, run.meta)
+            self._resolve(run)
+            await self._ask_catalog(run)
+            if run.context is not None and run.tenant is not None and run.spec_problem is None:
+                if run.tenant.paused:
+                    await self._look_only(run, run.context)
+                else:
+                    await self._provision(run, run.context)
+                    await self._apply(run, run.context)
+        except Invalid as error:
+            run.problems.append(Problem(reason="Refused", message=str(error), stalled=True))
+        except Forbidden as error:
+            run.problems.append(Problem(reason="AccessDenied", message=_advice(error)))
+            run.failure = error
+        except OperatorError as error:
+            run.failure = error
+
+    def _parse(self, run: _Run, obj: Manifest) -> None:
+        try:
+            run.tenant = parse_tenant(obj)
+        except Invalid as error:
+            run.spec_problem = Problem(reason=error.reason, message=_sentence(error))
+            return
+        tenant = run.tenant
+        self._board.forget(run.meta.full_name, but=run.meta.uid)
+        self._board.watch(
+            run.meta.uid,
+            tenant=run.meta.full_name,
+            catalog=tenant.catalog,
+            objective=Objective(
+                target_ms=tenant.freshness_target_ms,
+                sustained_ms=tenant.freshness_sustained_ms,
+                max_age_ms=tenant.snapshots_max_age_ms,
+            ),
+        )
+
+    def _resolve(self, run: _Run) -> None:
+        """Look the Tenant's names up and see that its prefix is its own."""
+        if run.tenant is None:
+            return
+        pinned = text_at(run.previous, "version", "target") or pinned_version(
+            run.live, run.meta.uid
+        )
+        try:
+            run.context = build_context(
+                run.tenant,
+                self._settings,
+                pinned_version=pinned,
+                postgres_ports=self._postgres_ports(run),
+            )
+        except Invalid as error:
+            run.spec_problem = Problem(reason=error.reason, message=_sentence(error))
+            return
+        other = self._prefixes.claim(run.meta, run.tenant.store, run.tenant.prefix)
+        if other is not None:
+            run.spec_problem = _prefix_in_use("another Tenant's data lies there")
+            logger.warning("prefix in use", extra={"tenant": run.meta.full_name, "other": other})
+
+    def _postgres_ports(self, run: _Run) -> tuple[int, ...]:
+        catalog = self._catalogs.get(run.tenant.catalog) if run.tenant else None
+        try:
+            return catalog.ports if catalog else ()
+        except OperatorError as error:
+            # Without the address nothing can be built, not even a NetworkPolicy: what runs stays as it is.
+            run.catalog = CatalogHealth(ok=False, reason="Unreachable", message=_advice(error))
+            raise
+
+    async def _ask_catalog(self, run: _Run) -> None:
+        """See whether the lake is there and whose it is. A silent catalog stops no repair of what exists."""
+        if run.context is None:
+            return
+        catalog, context = self._catalogs[run.context.catalog.name], run.context
+        try:
+            lakes = await catalog.lakes(
+                lake=run.meta.lake, tenant=run.meta.full_name, data_url=context.data_url
+            )
+        except OperatorError as error:
+            self._catalog_failed(run, error)
+            return
+        run.catalog = CatalogHealth(ok=True)
+        own = next((one for one in lakes if one.lake == run.meta.lake), None)
+        run.installed = own is not None and own.migration >= self._needed(context)
+        run.spec_problem = run.spec_problem or _owned_by_others(lakes, run.meta, context)
+
+    def _needed(self, context: Context) -> int:
+        # Only the images of the configured version are known to bring a lake to our newest migration.
+        return MIGRATION if context.images.version == self._settings.runtime_version else 1
+
+    def _catalog_failed(self, run: _Run, error: OperatorError) -> None:
+        reason = "AccessDenied" if isinstance(error, Forbidden) else "Unreachable"
+        run.catalog = CatalogHealth(ok=False, reason=reason, message=_advice(error))
+        run.failure = error
+
+    async def _look_only(self, run: _Run, context: Context) -> None:
+        if run.installed is False:
+            run.migration = await read_migration(self._api, context)
+
+    async def _provision(self, run: _Run, context: Context) -> None:
+        """Logins, Secrets and the lake."""
+        if run.catalog is None or not run.catalog.ok:
+            return
+        try:
+            outcome = await self._credentials.ensure(context, self._catalogs[context.catalog.name])
+        except Conflict as error:
+            run.failure = error
+            return
+        self._take(run, outcome)
+        if run.installed is False and not outcome.problems and not context.tenant.suspend:
+            run.migration = await migrate(self._api, context, self._now())
+            run.again_s = LOOK_S
+
+    async def _apply(self, run: _Run, context: Context) -> None:
+        """NetworkPolicies, Services, Deployments with their revisions, PodDisruptionBudgets."""
+        # Pods of a Tenant without its credentials could not even start.
+        installed = run.installed and not run.problems and run.failure is None
+        desired = build_desired(
+            context, run.live, installed=None if run.installed is None else bool(installed)
+        )
+        outcome = await apply_children(self._api, run.meta, desired.manifests, desired.live)
+        self._take(run, outcome)
+        run.live = outcome.live
+
+    def _take(self, run: _Run, outcome: Outcome) -> None:
+        run.problems += outcome.problems
+        run.repaired += outcome.repaired
+        if any(problem.reason == "Waiting" for problem in outcome.problems):
+            run.again_s = _WAIT_S
+
+    async def _report(self, run: _Run) -> None:
+        """Write the status when it differs, and tell what changed."""
+        situation = self._situation(run)
+        status = build_status(situation, self._now())
+        self.phases[run.meta.full_name] = phase(situation)
+        for note in [*notes_of(run.previous, status), *_repairs(run)]:
+            await self._recorder.record(TENANT, run.meta, note)
+        if same(status, run.previous):
+            return
+        manifest: Manifest = {
+            "apiVersion": TENANT.api_version,
+            "kind": TENANT.kind,
+            "metadata": {
+                "name": run.meta.name,
+                "namespace": run.meta.namespace,
+                "uid": run.meta.uid,
+            },
+            "status": status,
+        }
+        try:
+            await self._api.apply(manifest, subresource="status")
+        except (NotFound, Conflict):  # deleted meanwhile; the next event says so
+            return
+        metrics.status_written(TENANT.kind)
+
+    def _situation(self, run: _Run) -> Situation:
+        tenant, context = run.tenant, run.context
+        return Situation(
+            meta=run.meta,
+            tenant=tenant,
+            previous=run.previous,
+            spec_problem=run.spec_problem,
+            catalog=self._health(run),
+            installed=run.installed,
+            migration=run.migration,
+            workers=_workers(run),
+            problems=run.problems,
+            track=self._board.track(run.meta.uid),
+            version=context.images.version if context else "",
+            endpoints={part: endpoint(tenant, part) for part in COMPONENTS} if tenant else {},
+            egress_restricted=is_restricted(context) if context else True,
+            selector=_selector(run.meta),
+        )
+
+    def _health(self, run: _Run) -> CatalogHealth | None:
+        """What this run saw, else what the sweep saw."""
+        if run.catalog is not None or run.tenant is None:
+            return run.catalog
+        return self._board.health(run.tenant.catalog, CatalogHealth(ok=True))
+
+    def _forget(self, full_name: str) -> None:
+        self._board.forget(full_name)
+        self._prefixes.release(full_name)
+        self.phases.pop(full_name, None)
+
+
+def _workers(run: _Run) -> list[Worker]:
+    tenant = run.tenant if run.spec_problem is None else None
+    wanted: dict[str, int | None] = {"ingest": None, "query": None}
+    if tenant is not None and not tenant.paused:
+        wanted = {
+            "ingest": 0 if tenant.suspend else tenant.ingest.replicas,
+            "query": 0 if tenant.suspend else tenant.query.replicas,
+        }
+    return [read_worker(run.live, run.meta, part, wanted[part]) for part in COMPONENTS]
+
+
+def _owned_by_others(lakes: list[Lake], meta: Meta, context: Context) -> Problem | None:
+    others = [one for one in lakes if one.tenant_uid != meta.uid]
+    if any(one.tenant == meta.full_name for one in others):
+        message = (
+            "The catalog keeps data of an earlier Tenant of this namespace and name, which nobody may take over by "
+            "chance. Choose another name, or ask the platform team to hand the data over or remove it."
+        )
+        return Problem(reason="DataOwned", message=message)
+    url = context.data_url
+    if any(one.data_url.startswith(url) or url.startswith(one.data_url) for one in others):
+        return _prefix_in_use("data of another lake lies there")
+    return None
+
+
+def _prefix_in_use(why: str) -> Problem:
+    return Problem(
+        reason="PrefixInUse",
+        message=f"spec.storage.prefix cannot be used: {why}. Make the Tenant again with another prefix.",
+    )
+
+
+def _repairs(run: _Run) -> list[Note]:
+    if not run.repaired:
+        return []
+    message = f"Repaired what others had changed: {', '.join(run.repaired)}."
+    return [Note(reason="DriftRepaired", message=message)]
+
+
+def _selector(meta: Meta) -> str:
+    labels = pod_selector(meta.name, meta.uid, "query")
+    return ",".join(
+        f"{key}={labels[key]}" for key in (LABEL_COMPONENT, LABEL_TENANT, LABEL_TENANT_UID)
+    )
+
+
+def _sentence(error: Invalid) -> str:
+    return "; ".join(error.problems) + "."
+
+
+def _advice(error: OperatorError) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}; it is tried again. If it stays, ask the platform team."
