@@ -46,3 +46,13 @@ def test_an_error_carries_data_for_machines_and_text_for_people() -> None:
     assert isinstance(error, DuckmeshError)
     assert (str(error), error.context, error.retry_after_s) == ("slow down", {"limit": 5}, 1.5)
     assert error.spec is CATALOGUE["RATE_LIMITED"]
+
+
+def test_the_reference_page_has_the_whole_catalogue() -> None:
+    page = (RUNTIME.parents[1] / "docs" / "http-api.md").read_text()
+    lines = [
+        f"| `{code}` | {spec.status} | {'yes' if spec.retryable else 'no'} | {spec.meaning} |"
+        for code, spec in CATALOGUE.items()
+    ]
+
+    assert page.partition("## Errors")[2].splitlines()[-len(lines) :] == lines
