@@ -94,20 +94,19 @@ def migrate() -> None:
     "--dir",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("~/.local/share/duckmesh"),
-    help="All data; kept over restarts.",
+    help="All data, kept over restarts; default ~/.local/share/duckmesh (root: /var/lib/duckmesh).",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, help="0 picks a free one.")
 @click.pass_context
-def dev(context: click.Context, folder: Path, port: int) -> None:
+def dev(context: click.Context, folder: Path | None, port: int) -> None:
     """Run a lakehouse on this machine: embedded Postgres, local files, all roles."""
-    from duckmesh_runtime.dev.laptop import run
+    from duckmesh_runtime.dev.laptop import default_folder, run
 
     _log("dev", "laptop", "text", "warning")
     with _refusing_bad_settings():
         sys.exit(
             run(
-                folder.expanduser().resolve(),
+                (folder or default_folder()).expanduser().resolve(),
                 port=port,
                 connection_file=context.obj["connection_file"],
             )
