@@ -237,7 +237,7 @@ def _take_signals(stop: asyncio.Event) -> None:
 
 def _end_at_once() -> None:
     # No clean-up: each further write could meet the new leader's.
-    logger.error("lease lost", extra={"runbook": "docs/runbooks/lease-lost.md"})
+    logger.error("lease lost")
     logging.shutdown()
     os._exit(1)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from duckmesh_operator.manifest import Json, Manifest, digest, number_at, object_at, text_at
+from duckmesh_operator.manifest import Json, Manifest, dig, digest, number_at, object_at, text_at
 from duckmesh_operator.names import LABEL_COMPONENT, REVISION, child
 from duckmesh_operator.specs.context import Context, build_child
 
@@ -93,10 +93,15 @@ def build_revision(
 
 
 def _worker_spec(context: Context, component: str) -> Manifest:
+    """The part of the spec, as it came, that a worker's pods are built from."""
     raw = context.tenant.raw_spec
-    others = ("query",) if component == "ingest" else ("ingest", "freshness")
-    kept = {key: value for key, value in raw.items() if key not in (*_NOT_IN_PODS, *others)}
+    others = ("query",) if component == "ingest" else ("ingest",)
+    kept = {
+        key: value for key, value in raw.items() if key not in (*_NOT_IN_PODS, *others, "freshness")
+    }
     kept[component] = {
         key: value for key, value in object_at(raw, component).items() if key != "replicas"
     }
+    if component == "ingest":
+        kept["target"] = dig(raw, "freshness", "target")
     return kept
