@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 GROUP_BYTES: Final = 32 * 2**20
 GROUP_APPENDS: Final = 2_000
 QUEUE_BYTES: Final = 128 * 2**20
-"""Waiting appends past which more are OVERLOADED. One append may be as large as a request body."""
+QUEUE_APPENDS: Final = 10_000
+"""What may wait before more is OVERLOADED: seconds of work. One append may be as large as a request body."""
 
 Waiting = tuple[Append, int, "asyncio.Future[Receipt]"]
 
@@ -54,7 +55,9 @@ class GroupCommit:
             Unavailable: The bus does not answer; the append may be there (`IngestBus.append`).
         """
         size = sum(len(part.payload) for part in append.parts)
-        if self._queue and self._queued_bytes + size > QUEUE_BYTES:
+        if len(self._queue) >= QUEUE_APPENDS or (
+            self._queue and self._queued_bytes + size > QUEUE_BYTES
+        ):
             raise Limited(
                 "OVERLOADED", "too many writes wait for the catalog: repeat later", retry_after_s=1
             )
