@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import catalog_dsn, postgres, s3, services_dir
+from tests.services import catalog_dsn, lake, make_lake, postgres, s3, services_dir
 
-__all__ = ["catalog_dsn", "postgres", "s3", "services_dir"]  # fixtures
+__all__ = ["catalog_dsn", "lake", "make_lake", "postgres", "s3", "services_dir"]  # fixtures
 
 KINDS = ("unit", "contract", "integration", "e2e")
 
