@@ -40,9 +40,18 @@ class Nudger:
         keys: Give the secret that siblings know each other by.
         lake: The lake.
         find: Base URL of the committer's process, or None when it is unknown or this very one.
+        keep_s: How long a found address is used before it is looked for again.
     """
 
-    def __init__(self, keys: KeyRing, lake: str, find: Callable[[], Awaitable[str | None]]) -> None:
+    def __init__(
+        self,
+        keys: KeyRing,
+        lake: str,
+        find: Callable[[], Awaitable[str | None]],
+        *,
+        keep_s: float = _KEEP_ADDRESS_S,
+    ) -> None:
+        self._keep_s = keep_s
         self._keys = keys
         self._lake = lake
         self._find = find
@@ -62,7 +71,7 @@ class Nudger:
                 await self._due.wait()
                 self._due.clear()
                 try:
-                    if loop.time() - found_at > _KEEP_ADDRESS_S:
+                    if loop.time() - found_at > self._keep_s:
                         url, found_at = await self._find(), loop.time()
                     if url is not None:
                         await self._post(session, url)
