@@ -48,7 +48,7 @@ async def fake_bus() -> AsyncIterator[BusUnderTest]:
             yield
 
     async def waits() -> bool:
-        return bool(bus.lock._waiters)
+        return bus.lock.locked() and bus.arrived.is_set()
 
     async def move(token: int, inflight_to: int) -> None:
         bus.token, bus.inflight_to = token, inflight_to

@@ -32,6 +32,7 @@ class FakeBus:
 
     Attributes:
         lock: Held by an append; take it to stand for a slow transaction.
+        arrived: Set when an append was called.
         token: The watermark that `backlog` reports.
         inflight_to: What the committer's heartbeat says.
         groups: Every group appended, for assertions.
@@ -41,6 +42,7 @@ class FakeBus:
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
+        self.arrived = asyncio.Event()
         self.token = 0
         self.inflight_to = 0
         self.groups: list[Sequence[Append]] = []
@@ -52,6 +54,7 @@ class FakeBus:
         self._tables: dict[str, TableDef] = {}
 
     async def append(self, group: Sequence[Append]) -> Sequence[Receipt]:
+        self.arrived.set()
         async with self.lock:
             await asyncio.sleep(0)
             failure = self.failures.pop(0) if self.failures else None

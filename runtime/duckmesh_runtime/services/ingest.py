@@ -30,7 +30,7 @@ from duckmesh_runtime.domain.records import (
     key_digest,
 )
 from duckmesh_runtime.domain.schema import TableDef, arrow_schema, table_json
-from duckmesh_runtime.errors import Conflict, Invalid, Limited, Unavailable
+from duckmesh_runtime.errors import Conflict, DuckmeshError, Invalid, Limited, Unavailable
 from duckmesh_runtime.ports import (
     Append,
     AppendResult,
@@ -204,8 +204,15 @@ class IngestService:
         self._check_size(body)
         async with self._request():
             for _ in range(_TRIES):
-                version, found = await self._insertable(table)
-                append = await self._threaded(self._arrow_append, found, version, body, request_key)
+                version, found = await self._tables.find(table)
+                try:
+                    append = await self._threaded(
+                        self._arrow_append, found, version, body, request_key
+                    )
+                except DuckmeshError:
+                    if await self._is_current(version):
+                        raise
+                    continue
                 if not append.parts:
                     return _Outcome(timeline=self._timeline).answer()
                 receipt = await self._submit(append)
@@ -281,11 +288,18 @@ class IngestService:
         self, table: str, records: Sequence[RawRecord], left: list[int], outcome: _Outcome
     ) -> list[int]:
         """Submit these records once; returns the indexes that are not settled yet."""
-        version, found = await self._insertable(table)
+        version, found = await self._tables.find(table)
         chosen = [records[i] for i in left]
         run = self._threaded if len(chosen) > INLINE_ROWS else _inline
-        decoded, append = await run(_records_append, found, version, chosen)
+        try:
+            decoded, append = await run(_records_append, found, version, chosen)
+        except DuckmeshError:
+            if await self._is_current(version):
+                raise
+            return left
         if not append.parts:
+            if not await self._is_current(version):
+                return left
             outcome.rejected += _rejected(decoded, left)
             return []
         receipt = await self._submit(append)
@@ -299,15 +313,9 @@ class IngestService:
             return []
         return _settle_known(receipt, kept, outcome)
 
-    async def _insertable(self, name: str) -> tuple[int, TableDef]:
-        version, table = await self._tables.find(name)
-        if table.primary_key:
-            raise Invalid(
-                "VALIDATION_FAILED",
-                f"table {name} has a primary key: writes to it are not supported yet in this version; "
-                "use a table without primary_key",
-            )
-        return version, table
+    async def _is_current(self, version: int) -> bool:
+        """Whether a refusal holds: it must not rest on tables that have changed since. Accepted rows the bus checks."""
+        return (await self._tables.fresh()).version == version
 
     async def _submit(self, append: Append) -> Receipt:
         receipt = await self._group.submit(append)
@@ -338,6 +346,7 @@ class IngestService:
     def _arrow_append(
         self, table: TableDef, version: int, body: bytes, request_key: str | None
     ) -> Append:
+        _check_insertable(table)
         batches = decode_arrow(table, body, max_bytes=2 * self._limits.body_bytes)
         keys: list[KeyHash | None] = []
         if request_key is not None:
@@ -361,6 +370,15 @@ class IngestService:
                 logger.warning("idempotency keys are kept longer", extra=kept)
 
 
+def _check_insertable(table: TableDef) -> None:
+    if table.primary_key:
+        raise Invalid(
+            "VALIDATION_FAILED",
+            f"table {table.name} has a primary key: writes to it are not supported yet in this version; "
+            "use a table without primary_key",
+        )
+
+
 async def _inline(function: Callable[..., T], *args: object) -> T:
     return function(*args)
 
@@ -368,6 +386,7 @@ async def _inline(function: Callable[..., T], *args: object) -> T:
 def _records_append(
     table: TableDef, version: int, records: Sequence[RawRecord]
 ) -> tuple[Decoded, Append]:
+    _check_insertable(table)
     decoded = decode_records(table, records)
     keys = [_record_key(table, records[i]) for i in decoded.kept]
     batches = [decoded.batch] if decoded.kept else []
