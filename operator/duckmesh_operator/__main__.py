@@ -121,6 +121,7 @@ class Operator:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._hold())
                 await self._load_prefixes()
+                await self._sweeper.look()
                 group.create_task(self._queue.run())
                 group.create_task(self._sweeper.run())
                 group.create_task(self._canary.run())

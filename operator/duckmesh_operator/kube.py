@@ -84,7 +84,8 @@ class Api(Protocol):
         """Put another spec into a live object as it was read: what others added to it is gone.
 
         Raises:
-            Invalid: Someone changed it meanwhile, or the API server refuses the spec.
+            Conflict: Someone changed it meanwhile.
+            Invalid: The API server refuses the spec.
         """
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
@@ -170,7 +171,7 @@ class KubeApi:
         """See `Api`."""
         version = text_at(live, "metadata", "resourceVersion")
         patch = [
-            {"op": "test", "path": "/metadata/resourceVersion", "value": version},
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
             {"op": "replace", "path": "/spec", "value": dict(spec)},
         ]
         return await self._request(

@@ -217,19 +217,28 @@ class _Entry:
 
 
 class LagBoard:
-    """The last known lag of every Tenant that the reconcile told about."""
+    """The last known lag of every Tenant that the reconcile told about.
+
+    Reports come for all lakes, also before the reconcile of a Tenant told about it: a fresh process knows the lag at
+    its first reconcile, and its start changes no status.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._health: dict[str, CatalogHealth] = {}
+        self._reports: dict[str, dict[str, LagReport]] = {}
 
     def watch(self, uid: str, *, tenant: str, catalog: str, objective: Objective) -> None:
         """Follow a Tenant; repeated calls renew its objective."""
         entry = self._entries.get(uid)
-        if entry is None:
-            self._entries[uid] = _Entry(tenant=tenant, catalog=catalog, objective=objective)
-        else:
-            entry.catalog, entry.objective = catalog, objective
+        if entry is not None and entry.catalog == catalog:
+            entry.objective = objective
+            return
+        entry = _Entry(tenant=tenant, catalog=catalog, objective=objective)
+        self._entries[uid] = entry
+        report = self._reports.get(catalog, {}).get(uid)
+        if report is not None:
+            self._advance(entry, report)
 
     def forget(self, tenant: str, *, but: str = "") -> None:
         """Follow a `namespace/name` no longer, except under one uid."""
@@ -255,8 +264,10 @@ class LagBoard:
     def update(self, catalog: str, reports: Iterable[LagReport]) -> list[str]:
         """Take in one look at a catalog; returns the `namespace/name` whose status is due."""
         due = self._set_health(catalog, CatalogHealth(ok=True))
-        for report in reports:
-            entry = self._entries.get(report.tenant_uid)
+        found = {report.tenant_uid: report for report in reports}
+        self._reports[catalog] = found
+        for uid, report in found.items():
+            entry = self._entries.get(uid)
             if entry is not None and entry.catalog == catalog and self._advance(entry, report):
                 due.add(entry.tenant)
         return sorted(due)

@@ -235,7 +235,7 @@ def phase(s: Situation) -> str:
     if s.tenant.suspend:
         return "Suspended" if _total(s, "pods") == 0 else "Suspending"
     if not any(worker.exists for worker in s.workers):
-        return "Migrating" if s.installed is False and s.migration == "running" else "Pending"
+        return {"running": "Migrating", "failed": "Failed"}.get(s.migration, "Pending")
     if _ready(s).status == TRUE:
         return "Ready"
     return "Degraded" if _total(s, "ready") else "Starting"
@@ -257,12 +257,18 @@ def stamp(
             "reason": one.reason,
             "message": one.message,
             "observedGeneration": generation,
-            "lastTransitionTime": text_at(before.get(one.kind), "lastTransitionTime")
-            if text_at(before.get(one.kind), "status") == one.status
-            else rfc3339(now),
+            "lastTransitionTime": _since(before.get(one.kind), one, now),
         }
         for one in conditions
     ]
+
+
+def _since(before: object, one: Condition, now: datetime) -> str:
+    # A condition without a generation is the schema's seed, whose time means nothing.
+    seeded = number_at(before, "observedGeneration") == 0
+    if seeded or text_at(before, "status") != one.status:
+        return rfc3339(now)
+    return text_at(before, "lastTransitionTime")
 
 
 def rfc3339(moment: datetime) -> str:
@@ -454,12 +460,12 @@ def _progressing(s: Situation) -> Condition:
     kind = "Progressing"
     if s.tenant is None or s.spec_problem is not None or s.tenant.paused:
         return _make(kind, FALSE, "Settled", "Nothing is under way.")
-    if s.installed is False and not s.tenant.suspend:
-        reason, message = _migration(s)
-        return _make(kind, FALSE if reason == "MigrationFailed" else TRUE, reason, message)
     waits = [problem for problem in s.problems if not problem.stalled]
     if waits:
         return _make(kind, TRUE, waits[0].reason, waits[0].message)
+    if s.installed is False and not s.tenant.suspend:
+        reason, message = _migration(s)
+        return _make(kind, FALSE if reason == "MigrationFailed" else TRUE, reason, message)
     if s.tenant.suspend and _total(s, "pods"):
         return _make(kind, TRUE, "Stopping", "Workers answer what they accepted and stop.")
     if any(worker.stuck for worker in s.workers):

@@ -67,12 +67,19 @@ class Sweeper:
         self._clock = clock
         self._reports: dict[str, list[LagReport]] = {}
         self._suspects: dict[str, set[str]] = {}
+        self._unreadable: set[str] = set()
 
     async def run(self) -> None:
         """Sweep until cancelled; a slow catalog delays only itself."""
         async with asyncio.TaskGroup() as group:
             for catalog in self._catalogs.values():
                 group.create_task(self._run(catalog))
+
+    async def look(self) -> None:
+        """Look at all catalogs once, so that the first reconcile knows the lag as its predecessor did."""
+        async with asyncio.TaskGroup() as group:
+            for catalog in self._catalogs.values():
+                group.create_task(self.sweep(catalog))
 
     async def sweep(self, catalog: SweptCatalog) -> None:
         """Look at one catalog once."""
@@ -85,12 +92,19 @@ class Sweeper:
             return
         metrics.swept(catalog.name, self._clock() - started, ok=True)
         self._reports[catalog.name] = reports
-        for report in reports:
-            if report.error:
-                extra = {"lake": report.lake, "tenant": report.tenant, "error": report.error}
-                logger.warning("lake unreadable", extra=extra)
+        self._tell_unreadable(reports)
         for tenant in self._board.update(catalog.name, reports):
             self._due(tenant)
+
+    def _tell_unreadable(self, reports: Collection[LagReport]) -> None:
+        """Log each lake once when it turns unreadable, not at every look."""
+        for report in reports:
+            if report.error and report.lake not in self._unreadable:
+                extra = {"lake": report.lake, "tenant": report.tenant, "error": report.error}
+                logger.warning("lake unreadable", extra=extra)
+        self._unreadable = {report.lake for report in reports if report.error} | {
+            lake for lake in self._unreadable if lake not in {report.lake for report in reports}
+        }
 
     async def retire(self, catalog: SweptCatalog) -> None:
         """Take the logins of lakes that were without a Tenant at two looks in a row."""
@@ -128,12 +142,13 @@ class Sweeper:
         return not self._namespaces or tenant.partition("/")[0] in self._namespaces
 
     def _fail(self, name: str, error: OperatorError) -> None:
-        logger.warning("sweep failed", extra={"catalog": name, "error": str(error)})
         health = CatalogHealth(
             ok=False,
             reason="AccessDenied" if isinstance(error, Forbidden) else "Unreachable",
             message=f"{_capital(str(error))}; it is asked again. If it stays, ask the platform team.",
         )
+        if health != self._board.health(name, CatalogHealth(ok=True)):
+            logger.warning("sweep failed", extra={"catalog": name, "error": str(error)})
         for tenant in self._board.fail(name, health):
             self._due(tenant)
 

@@ -95,7 +95,7 @@ class FakeApi:
         place = self._place(live)
         found = self._find(place)
         if live["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
-            raise Invalid(["the object was changed"])
+            raise Conflict(f"{place} was changed")
         self._log("replace_spec", place)
         changed = copy.deepcopy(found) | {"spec": copy.deepcopy(dict(spec))}
         changed["metadata"]["managedFields"] = []
