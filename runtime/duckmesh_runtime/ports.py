@@ -6,7 +6,7 @@ All methods raise `errors.Unavailable` when the other side does not answer; furt
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -292,6 +292,10 @@ class LakeWriter(Protocol):
         """Drop the table in one lake transaction that moves the watermark; a missing one is DONE."""
         ...
 
+    async def set_aside(self, prev: int, tok: int, error: str) -> CommitResult:
+        """Move the one entry between `prev` and `tok` to the dead letters and the watermark past it, together."""
+        ...
+
     async def close(self) -> None:
         """Detach; safe to repeat."""
         ...
@@ -307,7 +311,9 @@ class FrozenCatalog:
         snapshot_time: When it was committed (database time).
         token: The watermark of that snapshot.
         frozen_at: Database time of the freeze: the answer is as fresh as this.
-        files: Paths of its data and delete files, relative to the lake's data path: all the read proxy may serve.
+        oldest_pending_at: When the oldest row that the snapshot lacks was accepted (database time); None when it has all.
+        files: Its data and delete files, path relative to the lake's data path -> size in bytes: all that the read proxy
+            may serve.
     """
 
     path: str
@@ -315,14 +321,29 @@ class FrozenCatalog:
     snapshot_time: datetime
     token: int
     frozen_at: datetime
-    files: frozenset[str]
+    oldest_pending_at: datetime | None
+    files: Mapping[str, int]
+
+    @property
+    def lag_ms(self) -> int:
+        """Age of the oldest accepted row that the snapshot lacks, in milliseconds at the time of the freeze; 0 when none."""
+        if self.oldest_pending_at is None:
+            return 0
+        return max(0, int((self.frozen_at - self.oldest_pending_at).total_seconds() * 1000))
 
 
 class CatalogFreezer(Protocol):
     """Makes frozen catalogs; keeps a bounded number of files and deletes the ones nobody holds."""
 
-    async def freeze(self) -> FrozenCatalog:
-        """Freeze the newest snapshot."""
+    async def freeze(self, min_token: int = 0) -> FrozenCatalog:
+        """Take hold of a catalog of the newest snapshot, or of one at most 100 ms old whose token is not below `min_token`.
+
+        The result's token may still be below `min_token` when the lake is; the caller waits at the barrier first.
+        """
+        ...
+
+    def release(self, catalog: FrozenCatalog) -> None:
+        """Give up the hold; call it once for each `freeze`."""
         ...
 
 

@@ -64,7 +64,7 @@ async def migrate(settings: MigrateSettings) -> None:
             async with _alone(connection, f"{_DATABASE} {settings.lake}"):
                 await _register(connection, settings, 0)
                 await _make_lake(settings)
-                # Grants of two lakes meet on the database's and the shared tables' rows, and Postgres refuses the later.
+                # Grants of two lakes meet on rows of the database and shared tables; Postgres refuses the later.
                 async with _alone(connection, _DATABASE):
                     await _install(connection, settings)
                 await _register(connection, settings, MIGRATION)

@@ -1,0 +1,199 @@
+"""Who commits: one process per lake, elected in Postgres (docs/architecture.md, Commit rhythm).
+
+The lease row's epoch is the truth, and the fence holds every commit to it; all here only decides who takes the next epoch
+and when. The holder of epoch e keeps the session lock `(hash(lake), e)` on its control connection, so a holder that died is
+followed at once; one that hangs stops beating, and is followed when its heartbeat expires on the database's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+
+from duckmesh_runtime.adapters import postgres
+from duckmesh_runtime.adapters.postgres import catalog_errors
+from duckmesh_runtime.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+STANDBY_INTERVAL_S: Final = 0.3
+BEAT_INTERVAL_S: Final = 1.0
+BEAT_TTL_S: Final = 3.0
+TAKE_OVER_WAIT_MS: Final = 1_000
+"""How long a take-over waits for a running commit before it ends the old holder's connections."""
+
+# take_over waits, ends connections one by one, and waits again.
+_STATEMENT_TIMEOUT_MS: Final = 15_000
+
+_STATE: Final = """
+SELECT l.epoch, coalesce(h.epoch = l.epoch AND h.expires_at > clock_timestamp(), false) AS beating
+  FROM duckmesh.lease AS l LEFT JOIN duckmesh.heartbeat AS h ON h.lake = l.lake AND h.role = l.role
+ WHERE l.lake = $1 AND l.role = 'w'
+"""
+_TRY_LOCK: Final = "SELECT pg_try_advisory_lock(hashtext($1), $2::int)"
+_UNLOCK: Final = "SELECT pg_advisory_unlock(hashtext($1), $2::int)"
+_TAKE_OVER: Final = "SELECT duckmesh.take_over($1, 'w', $2, $3)"
+_NAME: Final = "SELECT set_config('application_name', $1, false)"
+_BEAT: Final = "SELECT duckmesh.beat($1, 'w', $2, $3, $4, make_interval(secs => $5), $6)"
+_ADDRESS: Final = """
+SELECT address FROM duckmesh.heartbeat WHERE lake = $1 AND role = 'w' AND expires_at > clock_timestamp()
+"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Term:
+    """One time of holding the role.
+
+    Attributes:
+        epoch: The lease epoch that commits claim.
+        lost: Set when another holder may have followed; every commit is refused from then on at the latest.
+        inflight_to: The number the running commit aims at, shown by the next heartbeat; None between commits.
+    """
+
+    epoch: int
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    inflight_to: int | None = None
+
+
+class PostgresElection:
+    """The campaign of one process for one lake.
+
+    Args:
+        lake: Catalog schema.
+        secret_dir: Folder with `dsn` of the writer login.
+        holder: Name of this process in the heartbeat.
+        address: Where siblings reach it, `host:port`.
+    """
+
+    def __init__(self, *, lake: str, secret_dir: Path, holder: str, address: str) -> None:
+        self._lake = lake
+        self._secret_dir = secret_dir
+        self._holder = holder
+        self._address = address
+        self._connection: asyncpg.Connection | None = None
+        self._term: Term | None = None
+        self._beating: asyncio.Task[None] | None = None
+
+    async def campaign(self) -> Term:
+        """Wait until this process is elected; survives a catalog that is down.
+
+        Raises:
+            Unavailable: Never; a caller that must not wait for ever cancels.
+        """
+        await self.release()
+        while True:
+            try:
+                with catalog_errors():
+                    epoch = await self._try()
+            except Unavailable:
+                await self._disconnect()
+                epoch = None
+            if epoch is not None:
+                return self._begin(epoch)
+            await asyncio.sleep(STANDBY_INTERVAL_S)
+
+    async def release(self) -> None:
+        """Give the role up at once, so that a standby follows within its interval. Safe to repeat."""
+        term, self._term = self._term, None
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait({self._beating})
+            self._beating = None
+        if term is None:
+            return
+        term.lost.set()
+        # The session lock goes with the connection; the heartbeat would only delay those who cannot see that.
+        try:
+            with catalog_errors():
+                await self._beat(term, ttl_s=0)
+        except Unavailable:
+            logger.info("heartbeat not withdrawn: it will expire", extra={"epoch": term.epoch})
+        await self._disconnect()
+
+    async def close(self) -> None:
+        """Give the role up and close the connection."""
+        await self.release()
+        await self._disconnect()
+
+    async def committer_address(self, pool: asyncpg.Pool) -> str | None:
+        """Where the present holder can be nudged, `host:port`; None when nobody beats."""
+        with catalog_errors():
+            address: str | None = await pool.fetchval(_ADDRESS, self._lake)
+        return address
+
+    async def _try(self) -> int | None:
+        connection = await self._connected()
+        epoch, beating = await connection.fetchrow(_STATE, self._lake)
+        free: bool = await connection.fetchval(_TRY_LOCK, self._lake, epoch)
+        try:
+            return await self._take_over(connection, epoch) if free or not beating else None
+        finally:
+            if free and not connection.is_closed():
+                await connection.fetchval(_UNLOCK, self._lake, epoch)
+
+    async def _take_over(self, connection: asyncpg.Connection, epoch: int) -> int | None:
+        async with connection.transaction():
+            mine: int | None = await connection.fetchval(
+                _TAKE_OVER, self._lake, TAKE_OVER_WAIT_MS, epoch
+            )
+            if mine is not None:
+                # Before the epoch can be seen by others. Should it fail, others follow at once, as after a death.
+                await connection.fetchval(_TRY_LOCK, self._lake, mine)
+                await connection.fetchval(_NAME, f"dm:{self._lake}:w:{mine}")
+        return mine
+
+    def _begin(self, epoch: int) -> Term:
+        term = Term(epoch=epoch)
+        self._term = term
+        self._beating = asyncio.create_task(self._keep_beating(term), name=f"heartbeat-{epoch}")
+        logger.info("elected committer", extra={"lake": self._lake, "epoch": epoch})
+        return term
+
+    async def _keep_beating(self, term: Term) -> None:
+        try:
+            with catalog_errors():
+                while await self._beat(term, ttl_s=BEAT_TTL_S):
+                    await asyncio.sleep(BEAT_INTERVAL_S)
+        except Unavailable:
+            logger.warning("control connection lost", extra={"epoch": term.epoch})
+        except Exception:
+            logger.exception("heartbeat failed", extra={"epoch": term.epoch})
+        finally:
+            term.lost.set()
+
+    async def _beat(self, term: Term, *, ttl_s: float) -> bool:
+        connection = self._connection
+        if connection is None:
+            return False
+        alive: bool = await connection.fetchval(
+            _BEAT,
+            self._lake,
+            term.epoch,
+            self._holder,
+            self._address,
+            ttl_s,
+            term.inflight_to,
+        )
+        return alive
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await postgres.connect(
+                self._secret_dir,
+                application_name=f"duckmesh:{self._lake}:standby",
+                statement_timeout_ms=_STATEMENT_TIMEOUT_MS,
+            )
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                await connection.close(timeout=1)
+            except (OSError, TimeoutError, asyncpg.PostgresError):
+                connection.terminate()
