@@ -69,6 +69,7 @@ BEGIN
     GRANT SELECT ON %1$I.head, %1$I.entry TO %3$I;
     GRANT SELECT, DELETE ON %1$I.idempotency TO %3$I;
     GRANT SELECT ON %1$I.head TO %4$I;
+    GRANT SELECT (last, accepted_at) ON %1$I.entry TO %4$I;   -- the age of what a snapshot does not have yet
   $t$, bus, p_writer, p_maint, p_reader);
 END $f$;
 
