@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 TRACE_HEADER: Final = "X-Duckmesh-Trace-Id"
-TRACE: Final = "trace_id"
+TRACE: Final = web.RequestKey("trace_id", str)
 """Key of the trace id in a request."""
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _NO_TRACE: Final = "0" * 32

@@ -8,9 +8,9 @@ from duckmesh_runtime.web.nudge import Nudger
 from tests.fakes.doors import LAKE
 
 
-async def until(condition: Any) -> None:
+async def nudged(doors: Any, times: int) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while doors.committer.nudges < times:
             await asyncio.sleep(0.01)
 
 
@@ -22,9 +22,9 @@ async def test_a_nudge_reaches_the_committer_of_another_process(doors: Any) -> N
     task = asyncio.create_task(nudger.run())
 
     nudger.send()
-    await until(lambda: doors.committer.nudges == 1)
+    await nudged(doors, 1)
     nudger.send()
-    await until(lambda: doors.committer.nudges == 2)
+    await nudged(doors, 2)
 
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
