@@ -16,7 +16,7 @@ Known = dict[bytes, tuple[bytes, int]]
 """Idempotency key -> the content it was used with and the number it got."""
 
 ENTRY_ROWS: Final = 100_000
-ENTRY_BYTES: Final = 8 * 2**20
+ENTRY_BYTES: Final = 4 * 2**20
 """What parts are packed up to. One part may be larger: a row is never cut."""
 
 _END_OF_STREAM: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow IPC stream

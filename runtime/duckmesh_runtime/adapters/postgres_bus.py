@@ -14,7 +14,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from duckmesh_runtime.adapters.append_plan import AppendPlan, plan_append
+from duckmesh_runtime.adapters.append_plan import AppendPlan, PlannedEntry, plan_append
 from duckmesh_runtime.adapters.postgres import catalog_errors
 from duckmesh_runtime.domain.schema import TableDef, parse_table
 from duckmesh_runtime.ports import (
@@ -29,6 +29,9 @@ from duckmesh_runtime.ports import (
     TableBacklog,
 )
 
+_BYTES_A_STATEMENT: Final = (
+    4 * 2**20
+)  # encoding a statement holds up the event loop: about 4 ms for these
 _ENTRIES_A_READ: Final = 10_000
 _ROWS_A_DELETE: Final = 10_000  # keeps one statement of a clean-up well below the statement timeout
 
@@ -46,6 +49,13 @@ WITH t AS MATERIALIZED (SELECT clock_timestamp() AS now),
   i AS (INSERT INTO {bus}.idempotency (key, content, number, request, accepted_at)
         SELECT u.*, t.now FROM t, unnest($11::bytea[], $12::bytea[], $13::bigint[], $14::boolean[]) AS u)
 SELECT now FROM t
+"""
+
+_MORE: Final = """
+INSERT INTO {bus}.entry
+  (first, last, kind, table_name, schema_version, row_count, byte_count, payload, accepted_at)
+SELECT u.*, $9 FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::int[], $7::int[],
+                           $8::bytea[]) AS u
 """
 
 _DEFINE: Final = """
@@ -214,24 +224,19 @@ class PostgresBus:
                 )
             else:
                 await connection.execute(self._sql(_UNDEFINE), change.table)
-        entries, keys = plan.entries, plan.keys
+        first, *more = _statements(plan.entries)
         now: datetime = await connection.fetchval(
             self._sql(_WRITE),
             plan.last,
             plan.schema_version,
-            [e.first for e in entries],
-            [e.last for e in entries],
-            [e.kind.value for e in entries],
-            [e.table for e in entries],
-            [e.schema_version for e in entries],
-            [e.last - e.first + 1 for e in entries],
-            [e.size for e in entries],
-            [e.payload for e in entries],
-            [k.key for k, _ in keys],
-            [k.content for k, _ in keys],
-            [number for _, number in keys],
-            [k.request for k, _ in keys],
+            *_columns(first),
+            [k.key for k, _ in plan.keys],
+            [k.content for k, _ in plan.keys],
+            [number for _, number in plan.keys],
+            [k.request for k, _ in plan.keys],
         )
+        for entries in more:
+            await connection.execute(self._sql(_MORE), *_columns(entries), now)
         return now
 
     async def _fetch(self, sql: str, *args: object) -> Sequence[asyncpg.Record]:
@@ -251,6 +256,32 @@ class PostgresBus:
 def _quoted(name: str) -> str:
     """A Postgres identifier: the only way a name gets into a statement here."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def _statements(entries: Sequence[PlannedEntry]) -> Sequence[Sequence[PlannedEntry]]:
+    """The entries, in order, as many to a statement as its bytes allow."""
+    found: list[list[PlannedEntry]] = []
+    room = 0
+    for entry in entries:
+        if not found or entry.size > room:
+            found.append([])
+            room = _BYTES_A_STATEMENT
+        found[-1].append(entry)
+        room -= entry.size
+    return found
+
+
+def _columns(entries: Sequence[PlannedEntry]) -> Sequence[Sequence[object]]:
+    return (
+        [e.first for e in entries],
+        [e.last for e in entries],
+        [e.kind.value for e in entries],
+        [e.table for e in entries],
+        [e.schema_version for e in entries],
+        [e.last - e.first + 1 for e in entries],
+        [e.size for e in entries],
+        [e.payload for e in entries],
+    )
 
 
 def _table_backlog(row: asyncpg.Record) -> TableBacklog:
