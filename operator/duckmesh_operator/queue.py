@@ -182,9 +182,10 @@ class Queue:
         extra = {"kind": key.kind, "tenant": f"{key.namespace}/{key.name}"}
         try:
             again_s = await self._work(key)
-        except Invalid:
-            # A condition says so; only a change of the object helps, and that is an event.
+        except Invalid as error:
+            # Only a change of the object helps, and that is an event.
             self._schedule.done(key, self._clock())
+            logger.error("reconcile refused", extra=extra | {"error": str(error)})
             return "Invalid"
         except OperatorError as error:
             wait_s = (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0

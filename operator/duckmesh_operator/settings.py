@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from duckmesh_operator.errors import SettingsError
+from duckmesh_operator.quantity import parse_bytes, parse_cpu
 
 T = TypeVar("T")
 _NAME: Final = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
@@ -293,7 +294,10 @@ def _profile(name: str, read: _Reader) -> Profile:
 
 def _caps(read: _Reader) -> Caps:
     inner = read.inner("max")
-    caps = Caps(cpu=inner.scalar("cpu"), memory=inner.scalar("memory"))
+    caps = Caps(
+        cpu=inner.scalar("cpu", parse_cpu),
+        memory=inner.scalar("memory", parse_bytes),
+    )
     inner.refuse_rest()
     read.refuse_rest()
     return caps
@@ -320,9 +324,15 @@ class _Reader:
         self._seen.add(name)
         return self.raw.get(name)
 
-    def scalar(self, name: str) -> str:
+    def scalar(self, name: str, check: Callable[[object], int]) -> str:
         value = self.any(name)
-        return "" if value is None else str(value)
+        if value is None:
+            return ""
+        try:
+            check(value)
+        except ValueError as error:
+            self.refuse(name, str(error))
+        return str(value)
 
     def text(
         self, name: str, default: str | None = None, matches: re.Pattern[str] | None = None

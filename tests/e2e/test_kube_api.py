@@ -1,0 +1,26 @@
+"""The operator's client against a real API server: the same promises that the fake keeps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from duckmesh_operator import kube as client
+from duckmesh_operator.kube import KubeApi
+from tests.contract.kube_suite import KubeSuite
+from tests.e2e.product import Kube
+
+
+class TestReal(KubeSuite):
+    @pytest.fixture
+    async def api(self, kube: Kube) -> AsyncIterator[KubeApi]:
+        async with client.connect(kube.kubeconfig) as api:
+            yield api
+
+    @pytest.fixture(scope="class")
+    def namespace(self, kube: Kube) -> Iterator[str]:
+        name = "e2e-kube-api"
+        kube.kubectl("create", "namespace", name, check=False)
+        yield name
+        kube.kubectl("delete", "namespace", name, "--wait=false")
