@@ -11,7 +11,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -232,8 +232,8 @@ class PostgresFreezer:
     ) -> dict[str, int]:
         """Make the file; it gets its name when it is whole."""
         part = path.with_suffix(".part")
-        shutil.copyfile(self._template, part)
         try:
+            shutil.copyfile(self._template, part)
             k.execute(f"ATTACH {quote_text(str(part))} AS f")
             k.execute("BEGIN")
             for name, file in spooled.items():
@@ -242,14 +242,16 @@ class PostgresFreezer:
                 "UPDATE f.ducklake_metadata SET value = ? WHERE key = 'data_path'", [self._data_url]
             )
             k.execute("COMMIT")
-            files = dict(k.execute(_FILES).fetchall())
-        finally:
-            with suppress(duckdb.Error):
-                k.execute("ROLLBACK")
-            with suppress(duckdb.Error):
-                k.execute("DETACH f")
-        part.chmod(0o644)
-        part.rename(path)
+            files: dict[str, int] = dict(k.execute(_FILES).fetchall())
+            k.execute("DETACH f")
+            part.chmod(0o644)
+            part.rename(path)
+        except BaseException:
+            for undo in ("ROLLBACK", "DETACH f"):
+                with suppress(duckdb.Error):
+                    k.execute(undo)
+            part.unlink(missing_ok=True)
+            raise
         return files
 
     def _drop_unheld(self) -> None:
@@ -307,19 +309,17 @@ SELECT {_PATH.format(x="s")} || {_PATH.format(x="t")} || {_PATH.format(x="x")} A
   FROM (SELECT table_id, path, path_is_relative, file_size_bytes FROM f.ducklake_data_file
         UNION ALL SELECT table_id, path, path_is_relative, file_size_bytes FROM f.ducklake_delete_file) x
   JOIN f.ducklake_table t USING (table_id) JOIN f.ducklake_schema s USING (schema_id)
-"""
+"""  # noqa: S608 - constants only
 
 
 def _insert(name: str, columns: dict[str, str], file: Path) -> str:
-    """INSERT of a spooled CSV; an unquoted \\N is NULL, a quoted one is text, as COPY writes them."""
+    r"""INSERT of a spooled CSV; an unquoted \N is NULL, a quoted one is text, as COPY writes them."""
     types = ", ".join(
         f"{quote_text(column)}: {quote_text(kind)}" for column, kind in columns.items()
     )
+    target, source = f"f.{quote_name(name)}", quote_text(str(file))
     return (
-        f"INSERT INTO f.{quote_name(name)} SELECT * FROM read_csv({quote_text(str(file))}, columns = {{{types}}}, "
+        f"INSERT INTO {target} SELECT * FROM read_csv({source}, columns = {{{types}}}, "  # noqa: S608 - quoted
         "auto_detect = false, header = false, delim = ',', quote = '\"', escape = '\"', nullstr = '\\N', "
         "allow_quoted_nulls = false, parallel = false, max_line_size = 16777216)"
     )
-
-
-__all__: Sequence[str] = ["PostgresFreezer"]

@@ -63,12 +63,10 @@ def _open(settings: StoreSettings) -> S3Store | LocalStore:
     url = urlsplit(settings.url)
     if url.scheme == "file":
         return LocalStore(Path(unquote(url.path)), mkdir=True)
-    secrets = {}
+    key_id = secret = None
     if settings.secret_dir is not None:
-        secrets = {
-            "access_key_id": read_secret(settings.secret_dir, "access-key-id"),
-            "secret_access_key": read_secret(settings.secret_dir, "secret-access-key"),
-        }
+        key_id = read_secret(settings.secret_dir, "access-key-id")
+        secret = read_secret(settings.secret_dir, "secret-access-key")
     return S3Store(
         url.netloc,
         prefix=url.path.strip("/"),
@@ -77,5 +75,6 @@ def _open(settings: StoreSettings) -> S3Store | LocalStore:
         virtual_hosted_style_request=not settings.endpoint,
         client_options={"allow_http": settings.endpoint.startswith("http://"), "timeout": _TIMEOUT},
         retry_config={"max_retries": 2, "retry_timeout": _TIMEOUT},
-        **secrets,
+        access_key_id=key_id,
+        secret_access_key=secret,
     )
