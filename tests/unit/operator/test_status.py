@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from duckmesh_operator.lag import CatalogHealth, LagTrack, Objective, step
+from duckmesh_operator.model import parse_meta
+from duckmesh_operator.status import (
+    REASONS,
+    Problem,
+    Situation,
+    Worker,
+    build_compactor_status,
+    build_status,
+    same,
+)
+from tests.tenants import make_tenant, tenant_object
+from tests.unit.operator.test_lag import report
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+LATER = NOW + timedelta(hours=1)
+
+
+def worker(component: str, wanted: int, ready: int | None = None, **more: Any) -> Worker:
+    ready = wanted if ready is None else ready
+    settled = more.pop("settled", ready == wanted)
+    return Worker(
+        component=component,
+        wanted=wanted,
+        pods=more.pop("pods", wanted),
+        ready=ready,
+        settled=settled,
+        exists=True,
+        **more,
+    )
+
+
+def track(*reports: Any) -> LagTrack:
+    found: LagTrack | None = None
+    for one in reports or (report(0),):
+        found = step(found, one, Objective())
+    assert found is not None
+    return found
+
+
+def situation(spec: dict[str, Any] | None = None, **more: Any) -> Situation:
+    tenant = make_tenant(spec)
+    defaults: dict[str, Any] = {
+        "meta": tenant.meta,
+        "tenant": tenant,
+        "previous": {},
+        "catalog": CatalogHealth(ok=True),
+        "installed": True,
+        "workers": (worker("ingest", 2), worker("query", 1)),
+        "track": track(),
+        "version": "0.1.0",
+        "endpoints": {"ingest": "http://acme-ingest.team.svc:8080"},
+        "selector": "a=b",
+    }
+    return Situation(**(defaults | more))
+
+
+def conditions(s: Situation) -> dict[str, tuple[str, str]]:
+    found: Any = build_status(s, NOW)["conditions"]
+    return {one["type"]: (one["status"], one["reason"]) for one in found}
+
+
+def test_a_healthy_tenant_has_a_whole_status() -> None:
+    status = build_status(situation(), NOW)
+
+    assert conditions(situation()) == {
+        "Ready": ("True", "AllReady"),
+        "SpecValid": ("True", "Valid"),
+        "CatalogReachable": ("True", "Reachable"),
+        "StorageReachable": ("Unknown", "NotReported"),
+        "Fresh": ("True", "WithinTarget"),
+        "SnapshotHealthy": ("True", "Healthy"),
+        "CompactionCurrent": ("Unknown", "NotReported"),
+        "Progressing": ("False", "Settled"),
+        "Suspended": ("False", "Active"),
+        "Paused": ("False", "Managed"),
+        "EgressRestricted": ("True", "Restricted"),
+    }
+    assert {key: status[key] for key in ("phase", "workers", "replicas", "readyReplicas")} == {
+        "phase": "Ready",
+        "workers": "3/3",
+        "replicas": 1,
+        "readyReplicas": 1,
+    }
+    assert status["observedAt"] == "2026-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("more", "phase", "expected"),
+    [
+        pytest.param(
+            {"spec_problem": Problem(reason="PrefixInUse", message="m")},
+            "Invalid",
+            {"SpecValid": ("False", "PrefixInUse"), "Stalled": ("True", "PrefixInUse")},
+            id="bad-spec",
+        ),
+        pytest.param(
+            {"workers": (worker("ingest", 2, 1), worker("query", 1))},
+            "Degraded",
+            {"Ready": ("False", "WorkersNotReady"), "Reconciling": ("True", "RollingOut")},
+            id="a-pod-is-gone",
+        ),
+        pytest.param(
+            {"workers": (worker("ingest", 2, 2, settled=False), worker("query", 1))},
+            "Ready",
+            {"Ready": ("True", "AllReady"), "Progressing": ("True", "RollingOut")},
+            id="rolling-with-all-ready",
+        ),
+        pytest.param(
+            {"workers": (worker("ingest", 2, 0, stuck=True), worker("query", 1, 0))},
+            "Starting",
+            {"Ready": ("False", "RolloutStuck"), "Progressing": ("False", "RolloutStuck")},
+            id="stuck",
+        ),
+        pytest.param(
+            {"installed": False, "migration": "running", "workers": ()},
+            "Migrating",
+            {"Ready": ("False", "Migrating"), "Progressing": ("True", "Migrating")},
+            id="migrating",
+        ),
+        pytest.param(
+            {"installed": False, "migration": "failed", "workers": ()},
+            "Failed",
+            {"Ready": ("False", "MigrationFailed"), "Progressing": ("False", "MigrationFailed")},
+            id="migration-failed",
+        ),
+        pytest.param(
+            {"problems": (Problem(reason="NameConflict", message="m", stalled=True),)},
+            "Conflict",
+            {"Ready": ("False", "NameConflict"), "Stalled": ("True", "NameConflict")},
+            id="conflict",
+        ),
+        pytest.param(
+            {"problems": (Problem(reason="Waiting", message="m"),)},
+            "Degraded",
+            {"Ready": ("False", "Waiting"), "Reconciling": ("True", "Waiting")},
+            id="waiting",
+        ),
+        pytest.param(
+            {"catalog": CatalogHealth(ok=False, reason="Unreachable", message="m")},
+            "Degraded",
+            {"Ready": ("False", "Unreachable"), "CatalogReachable": ("False", "Unreachable")},
+            id="catalog-silent",
+        ),
+        pytest.param(
+            {"catalog": None, "track": None},
+            "Ready",
+            {
+                "CatalogReachable": ("Unknown", "Pending"),
+                "Fresh": ("Unknown", "NotReported"),
+                "SnapshotHealthy": ("Unknown", "NotReported"),
+            },
+            id="nothing-known-yet",
+        ),
+        pytest.param(
+            {"track": track(report(0, 6), report(40, 6))},
+            "Ready",
+            {"Fresh": ("False", "LagBreach")},
+            id="breach",
+        ),
+        pytest.param(
+            {"track": track(report(0, error="x"))},
+            "Ready",
+            {"Fresh": ("Unknown", "LakeUnreadable")},
+            id="unreadable",
+        ),
+        pytest.param(
+            {"track": track(report(9_999, 2))},
+            "Ready",
+            {"SnapshotHealthy": ("False", "Stale")},
+            id="stale",
+        ),
+        pytest.param(
+            {"track": track(report(0, snapshot_id=None))},
+            "Ready",
+            {"SnapshotHealthy": ("False", "Missing")},
+            id="missing",
+        ),
+        pytest.param(
+            {"track": track(report(0, small_files=161))},
+            "Ready",
+            {"CompactionCurrent": ("False", "Behind")},
+            id="many-small-files",
+        ),
+        pytest.param(
+            {"track": track(report(0, small_files=160))},
+            "Ready",
+            {"CompactionCurrent": ("True", "Current")},
+            id="few-small-files",
+        ),
+        pytest.param(
+            {"track": track(report(0, committer_alive=False), report(60, committer_alive=False))},
+            "Degraded",
+            {"Ready": ("False", "NoCommitter")},
+            id="nobody-commits",
+        ),
+        pytest.param(
+            {"egress_restricted": False},
+            "Ready",
+            {"EgressRestricted": ("False", "PortsOpenAnywhere")},
+            id="open-egress",
+        ),
+    ],
+)
+def test_each_trouble_has_its_condition(
+    more: dict[str, Any], phase: str, expected: dict[str, tuple[str, str]]
+) -> None:
+    s = situation(**more)
+
+    found = conditions(s)
+
+    assert {kind: found.get(kind) for kind in expected} == expected
+    assert build_status(s, NOW)["phase"] == phase
+    assert not {"Stalled", "Reconciling"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("spec", "more", "phase", "expected"),
+    [
+        pytest.param(
+            {"suspend": True},
+            {"workers": (worker("ingest", 0, pods=1, settled=False), worker("query", 0))},
+            "Suspending",
+            {"Progressing": ("True", "Stopping"), "Suspended": ("True", "Suspended")},
+            id="suspending",
+        ),
+        pytest.param(
+            {"suspend": True},
+            {"workers": (worker("ingest", 0), worker("query", 0)), "installed": False},
+            "Suspended",
+            {"Ready": ("False", "Suspended"), "Progressing": ("False", "Settled")},
+            id="suspended",
+        ),
+        pytest.param({"paused": True}, {}, "Paused", {"Paused": ("True", "Paused")}, id="paused"),
+        pytest.param(
+            {"deletionPolicy": "Delete"},
+            {},
+            "Ready",
+            {"SpecValid": ("True", "DataRetained")},
+            id="data-is-retained",
+        ),
+        pytest.param(
+            {"tables": [{"name": "t"}]},
+            {},
+            "Ready",
+            {"TablesReady": ("False", "TablesNotApplied")},
+            id="declared-tables",
+        ),
+        pytest.param(
+            {"compaction": {"enabled": False}},
+            {},
+            "Ready",
+            {"CompactionCurrent": ("Unknown", "Disabled")},
+            id="no-compaction",
+        ),
+    ],
+)
+def test_what_the_spec_asks_for_is_told(
+    spec: dict[str, Any], more: dict[str, Any], phase: str, expected: dict[str, tuple[str, str]]
+) -> None:
+    s = situation(spec, **more)
+
+    assert {kind: conditions(s).get(kind) for kind in expected} == expected
+    assert build_status(s, NOW)["phase"] == phase
+
+
+def test_every_condition_carries_the_generation_and_a_known_reason() -> None:
+    meta = parse_meta(tenant_object(generation=7))
+
+    status: Any = build_status(situation(meta=meta), NOW)
+
+    assert status["observedGeneration"] == 7
+    assert {one["observedGeneration"] for one in status["conditions"]} == {7}
+    assert {one["reason"] for one in status["conditions"]} <= set(REASONS)
+
+
+def test_a_transition_time_moves_only_with_the_status() -> None:
+    first = build_status(situation(), NOW)
+    broken = (worker("ingest", 2, 1), worker("query", 1))
+
+    second: Any = build_status(situation(previous=first, workers=broken), LATER)
+
+    times = {one["type"]: one["lastTransitionTime"] for one in second["conditions"]}
+    assert times["Ready"] == "2026-01-01T13:00:00Z"
+    assert times["SpecValid"] == "2026-01-01T12:00:00Z"
+
+
+def test_a_seeded_condition_gets_a_time_of_its_own() -> None:
+    seed = {"type": "StorageReachable", "status": "Unknown", "reason": "Pending", "message": "m"}
+    seed["lastTransitionTime"] = "1970-01-01T00:00:00Z"
+
+    status: Any = build_status(situation(previous={"conditions": [seed]}), NOW)
+
+    times = {one["type"]: one["lastTransitionTime"] for one in status["conditions"]}
+    assert times["StorageReachable"] == "2026-01-01T12:00:00Z"
+
+
+def test_moving_figures_alone_are_not_written_before_their_time() -> None:
+    first = build_status(situation(), NOW)
+
+    early = track(report(0), report(30, token=9, snapshot_id=4))
+    assert same(build_status(situation(previous=first, track=early), NOW), first)
+
+    due = track(report(0), report(61, token=9, snapshot_id=4))
+    second: Any = build_status(situation(previous=first, track=due), NOW)
+    assert second["snapshot"]["id"] == 4
+    assert second["observedAt"] == "2026-01-01T00:01:01Z"
+
+
+def test_an_idle_tenant_is_never_written_again() -> None:
+    first = build_status(situation(), NOW)
+
+    much_later = track(report(0), report(99_999))
+
+    assert same(build_status(situation(previous=first, track=much_later), LATER), first)
+
+
+def test_a_change_of_bucket_brings_all_figures() -> None:
+    first = build_status(situation(), NOW)
+
+    second: Any = build_status(
+        situation(previous=first, track=track(report(0), report(5, 2, token=3))), NOW
+    )
+
+    assert second["ingest"]["lag"] == "2s"
+    assert second["ingest"]["lagSeconds"] == pytest.approx(2.0)
+    assert second["ingest"]["watermark"] == 3
+    assert second["ingest"]["oldestPendingAt"] == "2026-01-01T00:00:03Z"
+
+
+def test_the_order_of_conditions_says_nothing() -> None:
+    one = build_status(situation(), NOW)
+    other: Any = dict(one)
+    other["conditions"] = list(reversed(other["conditions"]))
+
+    assert same(one, other)
+
+
+def test_the_current_version_follows_the_rollout() -> None:
+    rolling = (worker("ingest", 2, settled=False), worker("query", 1))
+    previous = {"version": {"current": "0.1.0", "target": "0.1.0"}}
+
+    before = build_status(situation(version="0.2.0", workers=rolling, previous=previous), NOW)
+    after = build_status(situation(version="0.2.0", previous=before), NOW)
+
+    assert before["version"] == {"current": "0.1.0", "target": "0.2.0"}
+    assert after["version"] == {"current": "0.2.0", "target": "0.2.0"}
+
+
+def test_a_compactor_says_that_nothing_acts_on_it() -> None:
+    meta = parse_meta(tenant_object(generation=2))
+    bad = Problem(reason="Invalid", message="spec.schedule: no.")
+
+    status: Any = build_compactor_status(meta, None, bad, {}, NOW)
+
+    found = {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
+    assert found["Ready"] == ("False", "Invalid")
+    assert found["Stalled"] == ("True", "Invalid")
+    assert status["observedGeneration"] == 2
