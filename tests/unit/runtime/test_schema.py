@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -204,3 +205,9 @@ def test_every_type_makes_an_array_of_nulls(name: str) -> None:
 
     assert (array.type, array.null_count) == (kind.arrow, 2)
     assert kind.build([]).type == kind.arrow
+
+
+def test_the_page_of_types_lists_every_one() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "column-types.md").read_text()
+
+    assert {name for name in SCALARS if f"`{name}`" not in page} == set()
