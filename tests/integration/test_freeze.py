@@ -18,8 +18,8 @@ from duckmesh_runtime.dev.postgres import PostgresServer
 from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.ports import FrozenCatalog
 from duckmesh_runtime.web.proxy import ReadProxy
-from tests.lakes import Writer, attached_file, lake_writer, take_over
-from tests.lakes import attach as attach_role
+from tests.direct import Writer, attached_file, lake_writer, take_over
+from tests.direct import attach as attach_role
 from tests.services import Lake
 
 CHANGES = [
