@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -73,7 +73,7 @@ def run(folder: Path, *, port: int, connection_file: Path) -> int:
         postgres = stack.enter_context(_postgres(folder))
         asyncio.run(_prepare(lake, postgres))
 
-        def ready(ports: list[int]) -> None:
+        def ready(ports: Sequence[int]) -> None:
             url = f"http://127.0.0.1:{ports[0]}"
             saved = save_connection(connection_file, url, lake.admin_key)
             seconds = time.monotonic() - started

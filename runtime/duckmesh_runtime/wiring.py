@@ -1,0 +1,137 @@
+"""The processes of a lake: which adapters and services make up a role, how a process starts, and how it ends.
+
+A process listens before its parts are there and opens them until the catalog answers: an outage at the start gives
+catalogued 503s, not a crash loop. It ends in order: not ready, no more requests, accepted rows written, the commit
+lease goes to a sibling, connections close. Called by `__main__` and `duckmesh dev`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from typing import Final
+
+from duckmesh_runtime.errors import DuckmeshError, SettingsError, Unavailable
+from duckmesh_runtime.roles import ingest_role, query_role
+from duckmesh_runtime.settings import MigrateSettings, Settings
+from duckmesh_runtime.web.app import Server, build_api, build_metrics
+from duckmesh_runtime.web.auth import KeyRing
+from duckmesh_runtime.web.health import Health
+from duckmesh_runtime.web.parts import Parts
+
+logger = logging.getLogger(__name__)
+
+Role = Callable[[Parts], AbstractAsyncContextManager[None]]
+Ready = Callable[[Sequence[int]], None]
+
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 5.0
+# Endpoints still name a pod for a moment after it is told to end; it answers until they have been told too.
+_GRACE_PART: Final = 0.15
+_ANSWER_PART: Final = 0.4
+
+
+def serve_ingest(settings: Settings) -> int:
+    """Take rows, commit them, front the API, until SIGTERM; returns the exit code."""
+    grace_s = settings.drain_s * _GRACE_PART
+    return asyncio.run(_serve(settings, "ingest", [ingest_role], grace_s, _nothing))
+
+
+def serve_query(settings: Settings) -> int:
+    """Answer statements, until SIGTERM; returns the exit code."""
+    grace_s = settings.drain_s * _GRACE_PART
+    return asyncio.run(_serve(settings, "query", [query_role], grace_s, _nothing))
+
+
+def serve_all(settings: Settings, ready: Ready) -> int:
+    """All of it in one process; `ready` gets the ports when everything runs."""
+    return asyncio.run(_serve(settings, "ingest", [ingest_role, query_role], 0, ready))
+
+
+def run_migrate(settings: MigrateSettings) -> int:
+    """Bring the catalog and one lake to this release; returns the exit code. Safe to repeat."""
+    from duckmesh_runtime.adapters.migrate import migrate
+
+    try:
+        asyncio.run(migrate(settings))
+    except DuckmeshError as error:
+        logger.error("migration failed", extra={"error_code": error.code, "problem": error.message})
+        return 1
+    return 0
+
+
+def _nothing(_: Sequence[int]) -> None:
+    return None
+
+
+async def _serve(
+    settings: Settings, role: str, roles: Sequence[Role], grace_s: float, ready: Ready
+) -> int:
+    parts = Parts(settings=settings, keys=KeyRing(settings.auth_dir), health=Health())
+    stop = _stop_on_signals()
+    server = Server(
+        build_api(parts, role=role),
+        build_metrics(parts),
+        bind=settings.bind,
+        api_port=settings.api_port,
+        metrics_port=settings.metrics_port,
+        answer_s=settings.drain_s * _ANSWER_PART,
+    )
+    try:
+        await _listen(server)
+        async with AsyncExitStack() as stack:
+            for each in roles:
+                await _open(stack, each, parts, stop)
+            if not stop.is_set():
+                parts.health.started = True
+                logger.info("serving", extra={"role": role, "ports": server.ports})
+                ready(server.ports)
+            await stop.wait()
+            parts.health.draining = True
+            logger.info("draining", extra={"role": role})
+            await asyncio.sleep(grace_s if parts.health.started else 0)
+            await server.stop_intake()
+    finally:
+        await server.close()
+    logger.info("ended", extra={"role": role})
+    return 0
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _listen(server: Server) -> None:
+    try:
+        await server.start()
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen: {error.strerror}; choose another address or port"
+        ) from error
+
+
+async def _open(stack: AsyncExitStack, role: Role, parts: Parts, stop: asyncio.Event) -> None:
+    """Open a role's parts, again and again until they are there or the process is told to end."""
+    pause_s = _FIRST_PAUSE_S
+    while not stop.is_set():
+        try:
+            await stack.enter_async_context(role(parts))
+            return
+        except Unavailable as error:
+            logger.warning("cannot start yet", extra={"error_code": error.code})
+        except SettingsError:
+            raise
+        except (
+            Exception
+        ):  # a catalog that is not migrated yet has no tables: also something to wait for
+            logger.exception("cannot start yet")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
