@@ -70,15 +70,18 @@ class Canary:
 
     async def sing(self) -> None:
         """Write the object once; a failure to write says nothing about the watch."""
-        if self._waiting_since is None:
+        new = self._waiting_since is None
+        if new:
             self._number += 1
+            self._waiting_since = (
+                self._clock()
+            )  # before the write: the watch may be faster than its answer
         try:
             await self._api.apply(self._build())
         except OperatorError as error:
             logger.warning("canary not written", extra={"error": str(error)})
-            return
-        if self._waiting_since is None:
-            self._waiting_since = self._clock()
+            if new:
+                self._waiting_since = None
 
     async def run(self) -> None:
         """Sing and listen until the watch is deaf.
