@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
@@ -25,13 +26,15 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def services_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the unprivileged Postgres user may enter."""
-    folder = tmp_path_factory.mktemp("services")
-    for part in (folder, *folder.parents[:3]):
-        if part.stat().st_uid == folder.stat().st_uid and part != Path("/tmp"):
-            part.chmod(part.stat().st_mode | 0o011)
-    return folder
+def services_dir() -> Iterator[Path]:
+    """A folder that the unprivileged Postgres user may enter.
+
+    Not below pytest's own: each pytest session closes that one to others, also while another session runs.
+    """
+    with TemporaryDirectory(prefix="duckmesh-services-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ All methods raise `errors.Unavailable` when the other side does not answer; furt
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -263,10 +264,17 @@ class CommitOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitResult:
-    """Outcome of one lake commit; `error` is set for REJECTED and REREAD and safe to show the lake's owner."""
+    """Outcome of one lake commit.
+
+    Attributes:
+        outcome: What it did.
+        error: Set for REJECTED and REREAD; safe to show the lake's owner.
+        committed_at: When DONE, database time at which the watermark came to `tok`.
+    """
 
     outcome: CommitOutcome
     error: str | None = None
+    committed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,6 +283,37 @@ class TableRows:
 
     table: str
     rows: pa.Table
+
+
+@dataclass(slots=True, kw_only=True)
+class Term:
+    """One time of being the committer.
+
+    Attributes:
+        epoch: The lease epoch that every commit claims.
+        lost: Set when another holder may have followed; the fence refuses this one's commits at the latest from then on.
+        inflight_to: The number the running commit aims at, shown by the next heartbeat; None between commits.
+    """
+
+    epoch: int
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    inflight_to: int | None = None
+
+
+class Election(Protocol):
+    """This process's campaign to be the lake's one committer."""
+
+    async def campaign(self) -> Term:
+        """Wait until elected, also over an outage of the catalog; an earlier term is released first."""
+        ...
+
+    async def release(self) -> None:
+        """Give the role up at once, so that a sibling follows without waiting for the heartbeat. Safe to repeat."""
+        ...
+
+    async def committer_address(self) -> str | None:
+        """Where the present committer can be nudged, `host:port`; None when there is none."""
+        ...
 
 
 class LakeWriter(Protocol):

@@ -67,8 +67,8 @@ SELECT (SELECT array_agg(w.trg) FROM wanted AS w WHERE NOT EXISTS (
 """
 
 _TRUTH: Final = """
-SELECT s.token, l.epoch FROM duckmesh.lake_status AS s JOIN duckmesh.lease AS l ON l.lake = s.lake AND l.role = 'w'
- WHERE s.lake = $1
+SELECT s.token, l.epoch, s.committed_at
+  FROM duckmesh.lake_status AS s JOIN duckmesh.lease AS l ON l.lake = s.lake AND l.role = 'w' WHERE s.lake = $1
 """
 _ADVANCE: Final = "SELECT duckmesh.advance($1, $2, $3, $4)"
 _SET_ASIDE: Final = "SELECT duckmesh.set_aside($1, $2, $3, $4, $5)"
@@ -211,14 +211,14 @@ class DuckLakeWriter:
         failure = await self._transaction(lakesql.mark_commit(prev, tok, what), write)
         try:
             with catalog_errors():
-                token, epoch = await self._pool.fetchrow(_TRUTH, self._lake)
+                token, epoch, committed_at = await self._pool.fetchrow(_TRUTH, self._lake)
         except Unavailable:
             return CommitResult(outcome=CommitOutcome.REREAD, error="the catalog does not answer")
         if failure is None:
             if token == prev != tok:
                 # Nothing changed in the lake, so DuckLake made no snapshot and no trigger fired.
                 return await self._call(_ADVANCE, prev, tok)
-            return CommitResult(outcome=CommitOutcome.DONE)
+            return CommitResult(outcome=CommitOutcome.DONE, committed_at=committed_at)
         if epoch != self._epoch:
             return CommitResult(outcome=CommitOutcome.FENCED)
         if token != prev:

@@ -1,15 +1,14 @@
 """Who commits: one process per lake, elected in Postgres (docs/architecture.md, Commit rhythm).
 
-The lease row's epoch is the truth, and the fence holds every commit to it; all here only decides who takes the next epoch
-and when. The holder of epoch e keeps the session lock `(hash(lake), e)` on its control connection, so a holder that died is
-followed at once; one that hangs stops beating, and is followed when its heartbeat expires on the database's clock.
+The lease row's epoch is the truth, and the fence holds every commit to it; this only decides who takes the next epoch.
+The holder of epoch e keeps the session lock `(hash(lake), e)` on its control connection, so a holder that died is followed
+at once; one that hangs stops beating, and is followed when its heartbeat expires on the database's clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +17,7 @@ import asyncpg
 from duckmesh_runtime.adapters import postgres
 from duckmesh_runtime.adapters.postgres import catalog_errors
 from duckmesh_runtime.errors import Unavailable
+from duckmesh_runtime.ports import Term
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ TAKE_OVER_WAIT_MS: Final = 1_000
 _STATEMENT_TIMEOUT_MS: Final = 15_000
 
 _STATE: Final = """
-SELECT l.epoch, coalesce(h.epoch = l.epoch AND h.expires_at > clock_timestamp(), false) AS beating
+SELECT l.epoch, coalesce(h.epoch = l.epoch AND h.expires_at > clock_timestamp(), false) AS beating,
+       pg_try_advisory_lock(hashtext(l.lake), l.epoch::int) AS free
   FROM duckmesh.lease AS l LEFT JOIN duckmesh.heartbeat AS h ON h.lake = l.lake AND h.role = l.role
  WHERE l.lake = $1 AND l.role = 'w'
 """
@@ -45,21 +46,6 @@ SELECT address FROM duckmesh.heartbeat WHERE lake = $1 AND role = 'w' AND expire
 """
 
 
-@dataclass(slots=True, kw_only=True)
-class Term:
-    """One time of holding the role.
-
-    Attributes:
-        epoch: The lease epoch that commits claim.
-        lost: Set when another holder may have followed; every commit is refused from then on at the latest.
-        inflight_to: The number the running commit aims at, shown by the next heartbeat; None between commits.
-    """
-
-    epoch: int
-    lost: asyncio.Event = field(default_factory=asyncio.Event)
-    inflight_to: int | None = None
-
-
 class PostgresElection:
     """The campaign of one process for one lake.
 
@@ -68,9 +54,13 @@ class PostgresElection:
         secret_dir: Folder with `dsn` of the writer login.
         holder: Name of this process in the heartbeat.
         address: Where siblings reach it, `host:port`.
+        pool: For questions beside the control connection; the caller closes it.
     """
 
-    def __init__(self, *, lake: str, secret_dir: Path, holder: str, address: str) -> None:
+    def __init__(
+        self, *, lake: str, secret_dir: Path, holder: str, address: str, pool: asyncpg.Pool
+    ) -> None:
+        self._pool = pool
         self._lake = lake
         self._secret_dir = secret_dir
         self._holder = holder
@@ -80,11 +70,7 @@ class PostgresElection:
         self._beating: asyncio.Task[None] | None = None
 
     async def campaign(self) -> Term:
-        """Wait until this process is elected; survives a catalog that is down.
-
-        Raises:
-            Unavailable: Never; a caller that must not wait for ever cancels.
-        """
+        """See `Election.campaign`."""
         await self.release()
         while True:
             try:
@@ -98,7 +84,7 @@ class PostgresElection:
             await asyncio.sleep(STANDBY_INTERVAL_S)
 
     async def release(self) -> None:
-        """Give the role up at once, so that a standby follows within its interval. Safe to repeat."""
+        """See `Election.release`."""
         term, self._term = self._term, None
         if self._beating is not None:
             self._beating.cancel()
@@ -120,16 +106,18 @@ class PostgresElection:
         await self.release()
         await self._disconnect()
 
-    async def committer_address(self, pool: asyncpg.Pool) -> str | None:
-        """Where the present holder can be nudged, `host:port`; None when nobody beats."""
+    async def committer_address(self) -> str | None:
+        """See `Election.committer_address`."""
         with catalog_errors():
-            address: str | None = await pool.fetchval(_ADDRESS, self._lake)
+            address: str | None = await self._pool.fetchval(_ADDRESS, self._lake)
         return address
 
     async def _try(self) -> int | None:
         connection = await self._connected()
-        epoch, beating = await connection.fetchrow(_STATE, self._lake)
-        free: bool = await connection.fetchval(_TRY_LOCK, self._lake, epoch)
+        row = await connection.fetchrow(_STATE, self._lake)
+        if row is None:
+            return None  # the lake is not made yet
+        epoch, beating, free = row
         try:
             return await self._take_over(connection, epoch) if free or not beating else None
         finally:
@@ -157,7 +145,7 @@ class PostgresElection:
     async def _keep_beating(self, term: Term) -> None:
         try:
             with catalog_errors():
-                while await self._beat(term, ttl_s=BEAT_TTL_S):
+                while await self._beat(term, ttl_s=BEAT_TTL_S):  # noqa: ASYNC110 - time is what it waits for
                     await asyncio.sleep(BEAT_INTERVAL_S)
         except Unavailable:
             logger.warning("control connection lost", extra={"epoch": term.epoch})
@@ -178,6 +166,7 @@ class PostgresElection:
             self._address,
             ttl_s,
             term.inflight_to,
+            timeout=BEAT_TTL_S,  # past it the lease may be another's: as good as lost
         )
         return alive
 

@@ -1,0 +1,35 @@
+"""A committer in a process of its own, for tests that kill and stop it; `tests.lakes.committer_process` starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+
+from tests.lakes import committer_of, store_of
+from tests.services import Lake
+
+
+async def main(text: str) -> None:
+    values = json.loads(text)
+    nowhere = Path("/dev/null")
+    lake = Lake(
+        name=values["name"],
+        tenant="",
+        tenant_uid="",
+        catalog_dsn="",
+        admin_dir=nowhere,
+        writer_dir=Path(values["writer_dir"]),
+        maintenance_dir=nowhere,
+        reader_dir=nowhere,
+        store=store_of(values["store"]),
+    )
+    async with committer_of(lake, holder=values["holder"]) as committer:
+        await committer.run()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    asyncio.run(main(sys.argv[1]))

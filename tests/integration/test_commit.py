@@ -1,0 +1,261 @@
+"""The committer over a real Postgres and a real DuckLake."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from duckmesh_runtime.adapters.postgres_bus import PostgresBus
+from duckmesh_runtime.dev.postgres import PostgresServer
+from duckmesh_runtime.domain.schema import ColumnDef, TableDef
+from duckmesh_runtime.errors import Unavailable
+from tests.lakes import (
+    EVENTS,
+    LakeView,
+    append_create,
+    append_drop,
+    append_rows,
+    committer_of,
+    committer_process,
+    eventually,
+    running,
+    send,
+    writer_pool,
+)
+from tests.services import Lake
+
+MakeLake = Callable[..., Awaitable[Lake]]
+
+
+@pytest.fixture
+async def bus(lake: Lake) -> AsyncIterator[PostgresBus]:
+    async with writer_pool(lake) as pool:
+        yield PostgresBus(pool, lake.name)
+
+
+@pytest.mark.parametrize("store", ["file", "s3"])
+async def test_accepted_rows_are_in_the_lake_when_the_watermark_says_so(
+    make_lake: MakeLake, store: str
+) -> None:
+    lake = await make_lake(store=store)
+    view = LakeView(lake)
+    async with writer_pool(lake) as pool, committer_of(lake) as committer, running(committer):
+        bus = PostgresBus(pool, lake.name)
+        await send(bus, append_create(EVENTS, version=0), append_rows([1, 2], version=1))
+        last = await send(bus, append_rows([3], version=1))
+        committer.nudge()
+        await view.visible(last)
+
+        assert view.ids() == [1, 2, 3]
+        assert await bus.read(0, max_rows=10, max_bytes=10**6) == []
+
+
+async def test_table_changes_and_rows_happen_in_token_order(lake: Lake, bus: PostgresBus) -> None:
+    other = TableDef(name="events", columns=(ColumnDef(name="id", type="INTEGER"),))
+    await send(
+        bus,
+        append_create(EVENTS, version=0),
+        append_rows([1], version=1),
+        append_drop("events", version=1),
+        append_create(other, version=2),
+        append_rows(
+            [2, 3], version=3, table=EVENTS.__class__(name="events", columns=EVENTS.columns[:1])
+        ),
+    )
+    last = await send(bus, append_create(TableDef(name="b", columns=EVENTS.columns), version=3))
+
+    async with committer_of(lake) as committer, running(committer):
+        await LakeView(lake).visible(last)
+
+    assert LakeView(lake).query("SELECT id FROM events ORDER BY id") == [(2,), (3,)]
+    assert LakeView(lake).query("SELECT count(*) FROM b") == [(0,)]
+
+
+async def test_a_poison_entry_is_set_aside_and_the_rest_goes_on(
+    lake: Lake, bus: PostgresBus
+) -> None:
+    groups: list[list[int | None]] = [[1], [2, 3], [None, 4], [5], [6]]
+    await send(bus, append_create(EVENTS, version=0))
+    last = await send(bus, *(append_rows(group, version=1) for group in groups))
+
+    async with committer_of(lake) as committer, running(committer):
+        await LakeView(lake).visible(last)
+
+    assert LakeView(lake).ids() == [1, 2, 3, 5, 6]
+    (letter,) = await LakeView(lake).fetch(f"SELECT * FROM {lake.name}_bus.dead_letter")
+    assert (letter["first"], letter["last"], letter["table_name"]) == (5, 6, "events")
+    assert "NOT NULL" in letter["error"]
+
+
+async def test_rows_of_a_table_that_is_not_there_are_set_aside(
+    lake: Lake, bus: PostgresBus
+) -> None:
+    last = await send(bus, append_rows([1, 2], version=0), append_create(EVENTS, version=0))
+
+    async with committer_of(lake) as committer, running(committer):
+        await LakeView(lake).visible(last)
+
+    query = f"SELECT row_count FROM {lake.name}_bus.dead_letter"
+    assert await LakeView(lake).fetchval(query) == 2
+    assert LakeView(lake).ids() == []
+
+
+async def test_handing_over_lets_a_sibling_commit_within_a_second(
+    lake: Lake, bus: PostgresBus
+) -> None:
+    await send(bus, append_create(EVENTS, version=0))
+    async with committer_of(lake) as first, committer_of(lake, holder="two") as second:
+        first_run = asyncio.create_task(first.run())
+        await LakeView(lake).visible(1)
+        async with running(second):
+            assert not second.active
+            await first.hand_over()
+            await first_run
+            started = time.monotonic()
+            last = await send(bus, append_rows([1], version=1))
+            second.nudge()
+            await LakeView(lake).visible(last)
+            took = time.monotonic() - started
+
+            assert second.active
+            assert not first.active
+
+    assert took < 1.5  # one second, and room for a busy machine
+
+
+async def test_a_killed_committer_is_followed_and_nothing_is_lost_or_twice(
+    lake: Lake, bus: PostgresBus
+) -> None:
+    chance = random.Random(7)  # noqa: S311 - repeatable, not secret
+    view = LakeView(lake)
+    number = await send(bus, append_create(EVENTS, version=0))
+    sent: list[int] = []
+    slowest = 0.0
+
+    async def stream(until: float) -> int:
+        last = 0
+        while not sent or time.monotonic() < until:
+            ids = range(len(sent), len(sent) + chance.randint(1, 400))
+            sent.extend(ids)
+            last = await send(bus, append_rows(ids, version=1))
+        return last
+
+    for turn in range(6):
+        with committer_process(lake, f"victim-{turn}") as process:
+            await view.visible(number)
+            await stream(time.monotonic() + chance.uniform(0.1, 0.6))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            number = await stream(0)
+        started = time.monotonic()
+        with committer_process(lake, f"heir-{turn}"):
+            before = await view.epoch()
+            number = await stream(0) or number
+            await eventually(lambda old=before: _moved(view, old))
+            slowest = max(slowest, time.monotonic() - started)
+            number = await send(bus, append_rows([len(sent)], version=1))
+            sent.append(len(sent))
+            await view.visible(number)
+
+    assert view.ids() == sent
+    assert slowest < 5
+
+
+async def _moved(view: LakeView, epoch: int) -> bool:
+    return await view.epoch() > epoch
+
+
+async def test_a_stopped_and_revived_committer_changes_nothing(
+    lake: Lake, bus: PostgresBus
+) -> None:
+    view = LakeView(lake)
+    sent: list[int] = []
+    await send(bus, append_create(EVENTS, version=0))
+
+    async def stream(count: int) -> int:
+        last = 0
+        for _ in range(count):
+            ids = range(len(sent), len(sent) + 50)
+            sent.extend(ids)
+            last = await send(bus, append_rows(ids, version=1))
+        return last
+
+    with committer_process(lake, "zombie") as zombie:
+        await view.visible(await stream(5))
+        first_epoch = await view.epoch()
+        feeding = asyncio.create_task(stream(200))
+        await asyncio.sleep(0)
+        os.kill(zombie.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        with committer_process(lake, "heir"):
+            await eventually(lambda: _moved(view, first_epoch))
+            took = time.monotonic() - stopped
+            os.kill(zombie.pid, signal.SIGCONT)
+            last = await feeding
+            await view.visible(last)
+            await view.visible(await stream(20))
+
+    assert view.ids() == sent
+    assert took < 8  # the heartbeat's 3 s, the take-over, and a process start on a busy machine
+
+
+async def test_postgres_killed_under_load_loses_nothing_and_repeats_nothing(
+    make_lake: MakeLake, services_dir: Path
+) -> None:
+    chance = random.Random(11)  # noqa: S311 - repeatable, not secret
+    server = PostgresServer(services_dir / "killed")
+    sent: list[int] = []
+    maybe: list[range] = []
+    with server:
+        lake = await make_lake(server=server)
+        view = LakeView(lake)
+        async with writer_pool(lake) as pool, committer_of(lake) as committer, running(committer):
+            bus = PostgresBus(pool, lake.name)
+            await send(bus, append_create(EVENTS, version=0))
+
+            async def feed(until: float) -> None:
+                while time.monotonic() < until:
+                    start = len(sent) + sum(map(len, maybe))
+                    ids = range(start, start + 20)
+                    try:
+                        await send(bus, append_rows(ids, version=1))
+                        sent.extend(ids)
+                    except Unavailable:
+                        maybe.append(ids)  # no answer: all of it or nothing
+                        return
+
+            for _ in range(3):
+                feeding = asyncio.create_task(feed(time.monotonic() + 10))
+                await asyncio.sleep(chance.uniform(0.2, 0.7))
+                server.stop(signal.SIGQUIT)
+                await feeding
+                server.start()
+                last = await _send_until_answered(bus, sent, maybe)
+                await view.visible(last, 30)
+
+        found = view.ids()
+
+    assert len(found) == len(set(found))
+    assert set(sent) <= set(found)
+    assert set(found) <= set(sent).union(*maybe)
+    assert all(set(ids) <= set(found) or not set(ids) & set(found) for ids in maybe)
+
+
+async def _send_until_answered(bus: PostgresBus, sent: list[int], maybe: list[range]) -> int:
+    while True:
+        start = len(sent) + sum(map(len, maybe))
+        try:
+            last = await send(bus, append_rows([start], version=1))
+        except Unavailable:
+            maybe.append(range(start, start + 1))
+            await asyncio.sleep(0.05)
+        else:
+            sent.append(start)
+            return last
