@@ -1,0 +1,108 @@
+"""`make bench`: the figures of docs/benchmarks.md, measured on the test cluster and printed as Markdown.
+
+Starts the cluster and installs the chart when they are not there. Timings are reported, never judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import statistics
+import sys
+import time
+from typing import Any
+
+from tests.bench.load import run
+from tests.e2e.product import SYSTEM, Kube, Tenant, ensure_installed
+
+TENANTS = 5
+RUNS = 3
+RATE, ROWS, SECONDS = 200, 10, 30
+
+
+def main() -> None:
+    kube = ensure_installed(lambda text: print(f"[bench] {text}", file=sys.stderr, flush=True))
+    print(
+        f"Machine: {_machine()}; Kubernetes {_version(kube)}; Python {platform.python_version()}\n"
+    )
+    tenants = [Tenant(kube, "bench", f"bench-{number}") for number in range(TENANTS)]
+    try:
+        _report_ready(tenants)
+        for tenant in tenants[1:]:
+            tenant.apply({"suspend": True})
+        for tenant in tenants[1:]:
+            tenant.wait("Suspended")
+        _report_load(tenants[0])
+        _report_memory(kube)
+    finally:
+        tenants[0].delete()
+
+
+def _report_ready(tenants: list[Tenant]) -> None:
+    seconds = []
+    for tenant in tenants:
+        started = time.monotonic()
+        tenant.apply()
+        tenant.wait("Ready")
+        seconds.append(time.monotonic() - started)
+    found = ", ".join(f"{value:.1f}" for value in sorted(seconds))
+    print(
+        f"apply -> Ready: median {statistics.median(seconds):.1f} s of {TENANTS}, one after the other ({found})\n"
+    )
+
+
+def _report_load(tenant: Tenant) -> None:
+    """The same load several times; the median of each quantile."""
+    address = tenant.kube.json("get", "service", "-n", tenant.namespace, f"{tenant.name}-ingest")[
+        "spec"
+    ]["clusterIP"]
+    runs = [
+        asyncio.run(
+            run(f"http://{address}:8080", tenant.admin_key(), rate=RATE, rows=ROWS, seconds=SECONDS)
+        ).as_dict()
+        for _ in range(RUNS)
+    ]
+    print(
+        f"{RATE} requests/s x {ROWS} rows, open loop, {RUNS} x {SECONDS} s, medians of the runs (ms):\n"
+    )
+    print("| | p50 | p95 | p99 | max |\n|---|---|---|---|---|")
+    for what in ("ack_ms", "write_to_visible_ms"):
+        marks: list[Any] = [one[what] for one in runs]
+        cells = [
+            f"{statistics.median(m[q] for m in marks):.1f}" for q in ("p50", "p95", "p99", "max")
+        ]
+        print(f"| {what.removesuffix('_ms').replace('_', '-')} | {' | '.join(cells)} |")
+    print(
+        f"\nrequests {[one['requests'] for one in runs]}, failed {[one['failed'] for one in runs]}\n"
+    )
+
+
+def _report_memory(kube: Kube) -> None:
+    """Working set of each container, from the kubelet."""
+    node = kube.json("get", "nodes")["items"][0]["metadata"]["name"]
+    summary = json.loads(
+        kube.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/stats/summary").stdout
+    )
+    print("| pod | container | memory MiB |\n|---|---|---|")
+    for pod in sorted(summary["pods"], key=lambda p: str(p["podRef"]["name"])):
+        if pod["podRef"]["namespace"] in ("bench", SYSTEM):
+            for container in pod["containers"]:
+                size = container.get("memory", {}).get("workingSetBytes", 0) / 2**20
+                print(f"| {pod['podRef']['name']} | {container['name']} | {size:.0f} |")
+
+
+def _machine() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as cpus:
+        models = [line.split(":")[1].strip() for line in cpus if line.startswith("model name")]
+    with open("/proc/meminfo", encoding="utf-8") as memory:
+        total = int(memory.readline().split()[1]) / 2**20
+    return f"{len(models)} x {models[0] if models else platform.machine()}, {total:.0f} GiB"
+
+
+def _version(kube: Kube) -> str:
+    return str(kube.json("version")["serverVersion"]["gitVersion"])
+
+
+if __name__ == "__main__":
+    main()
