@@ -7,7 +7,6 @@ out: DuckLake takes them, but its Parquet files keep them with loss (measured wi
 from __future__ import annotations
 
 import base64
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -207,17 +206,12 @@ def _documents(values: Values) -> pa.Array:
 
 
 def json_text(value: object) -> str:
-    """JSON in one canonical form; integers of any size.
+    """JSON in one canonical form.
 
     Raises:
         ValueError: It holds what JSON cannot say, or an integer of more than 4,300 digits.
     """
-    try:
-        return msgspec.json.encode(value, order="deterministic").decode()
-    except OverflowError:  # msgspec ends at 64 bits
-        return json.dumps(
-            value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-        )
+    return msgspec.json.encode(value, order="deterministic").decode()
 
 
 def _lists(values: Values, *, inner: ColumnType) -> pa.Array:

@@ -219,6 +219,14 @@ def test_defaults_count_against_the_limit() -> None:
     assert refusal(into, pa.table({"x": range(60_000)})).startswith("PAYLOAD_TOO_LARGE")
 
 
+def test_rows_that_unfold_beyond_the_limit_are_refused() -> None:
+    codes = pa.DictionaryArray.from_arrays(pa.array([0] * 50_000, pa.int32()), pa.array([7]))
+
+    assert refusal(table(x="BIGINT"), pa.table({"x": codes}), 100_000).startswith(
+        "PAYLOAD_TOO_LARGE"
+    )
+
+
 FUZZED = table(a="BIGINT", b="VARCHAR", c="BIGINT[]", d="VARCHAR")
 SOUND = stream(
     pa.table(

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +15,8 @@ import pytest
 from duckmesh_runtime.domain.records import RawRecord
 from duckmesh_runtime.domain.schema import TableDef, parse_table
 from duckmesh_runtime.errors import Conflict, DuckmeshError, Invalid, Limited, NotFound, Unavailable
-from duckmesh_runtime.ports import EntryKind
-from duckmesh_runtime.services import group_commit
+from duckmesh_runtime.ports import Append, EntryKind, Part
+from duckmesh_runtime.services import group_commit, ingest
 from duckmesh_runtime.services.ingest import IngestAnswer, IngestService
 from duckmesh_runtime.services.lag import lag_report
 from duckmesh_runtime.settings import IngestLimits
@@ -280,12 +281,12 @@ async def test_no_refusal_rests_on_a_table_that_has_changed(lake: Lake) -> None:
     await other.service.start()
     text = parse_table({"name": "late", "columns": [{"name": "id", "type": "VARCHAR"}]})
     for first, then in ((text, table("late")), (table("late", primary_key=["id"]), table("late"))):
-        for number, ingest in enumerate((records_of, arrow_of)):
+        for number, write in enumerate((records_of, arrow_of)):
             await lake.service.create_table(first)
             await other.service.drop_table("late")
             await other.service.create_table(then)
 
-            assert counts(await ingest(lake.service, number)) == (1, 0, 0)
+            assert counts(await write(lake.service, number)) == (1, 0, 0)
 
             await lake.service.drop_table("late")
     await other.service.drain()
@@ -494,3 +495,99 @@ async def test_the_lag_report_says_what_is_pending_and_where(lake: Lake) -> None
     assert report.lag_ms == report.oldest_pending_age_ms >= 0
     lake.bus.token = 3
     assert (await lag_report(lake.bus)).pending_rows == 0
+
+
+async def test_wide_rows_are_cut_into_parts_of_bounded_size(lake: Lake) -> None:
+    records = [record(i, v="v" * 2**20) for i in range(12)]
+
+    assert counts(await lake.service.ingest_records("events", records)) == (12, 0, 0)
+
+    sizes = [len(part.payload) for part in lake.bus.groups[-1][0].parts]
+    assert len(sizes) > 1
+    assert max(sizes) <= 4 * 2**20
+    assert lake.rows() == list(range(12))
+
+
+async def test_many_records_are_decoded_beside_the_loop_and_all_written(lake: Lake) -> None:
+    answer = await lake.service.ingest_records("events", [record(i) for i in range(2_000)])
+
+    assert counts(answer) == (2_000, 0, 0)
+    assert lake.rows() == list(range(2_000))
+
+
+async def test_a_table_changed_between_check_and_write_is_checked_again(lake: Lake) -> None:
+    other = make(lake.bus)
+    await other.service.start()
+
+    for number, write in enumerate((records_of, arrow_of)):
+        await lake.service.create_table(table("late"))
+        await other.service.create_table(table(f"another_{number}"))
+
+        assert counts(await write(lake.service, number)) == (1, 0, 0)
+
+        await lake.service.drop_table("late")
+    await other.service.drain()
+
+
+async def test_a_request_that_never_meets_its_version_is_unavailable(lake: Lake) -> None:
+    class Moving(FakeBus):
+        async def tables(self) -> Any:
+            _, found = await lake.bus.tables()
+            return 999, found
+
+    moved = make(Moving())
+    await moved.service.start()
+
+    assert await code_of(records(moved)) == "CATALOG_UNAVAILABLE"
+    assert await code_of(bodies(moved)) == "CATALOG_UNAVAILABLE"
+    assert await code_of(moved.service.create_table(table("new"))) == "CATALOG_UNAVAILABLE"
+    assert await code_of(moved.service.drop_table("events")) == "CATALOG_UNAVAILABLE"
+    await moved.service.drain()
+
+
+def records(lake: Lake) -> Any:
+    return lake.service.ingest_records("events", [record(1)])
+
+
+def bodies(lake: Lake) -> Any:
+    return lake.service.ingest_arrow("events", arrow([1]), request_key=None)
+
+
+async def test_old_keys_are_forgotten_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "_FORGET_EVERY_S", 0)
+    lake = make(FakeBus())
+    await lake.service.start()
+    await lake.service.create_table(table())
+    await lake.service.ingest_records("events", [record(1, "a")])
+    await lake.service.ingest_arrow("events", arrow([2]), request_key="r")
+
+    lake.bus.aged = timedelta(hours=25)
+    async with asyncio.timeout(10):
+        while (await lake.service.ingest_records("events", [record(1, "a")])).duplicates:
+            await asyncio.sleep(0)
+
+    again = await lake.service.ingest_arrow("events", arrow([2]), request_key="r")
+    assert counts(again) == (0, 1, 0)
+    await lake.service.drain()
+
+
+async def test_a_writer_that_is_ended_tells_its_callers() -> None:
+    bus = FakeBus()
+    group = group_commit.GroupCommit(bus, lambda number: None)
+    change = Append(
+        kind=EntryKind.DROP_TABLE,
+        table="t",
+        parts=[Part(rows=1, payload=b"")],
+        schema_version=0,
+    )
+    async with bus.lock:
+        run = asyncio.create_task(group.run())
+        calls = [asyncio.create_task(group.submit(change))]
+        await bus.arrived.wait()
+        calls.append(asyncio.create_task(group.submit(change)))
+        await let_all_run()
+        run.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert {type(result) for result in results} == {Limited}
+    await asyncio.gather(run, return_exceptions=True)
