@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from duckmesh_runtime.errors import SettingsError
 
 T = TypeVar("T")
+
+
+_SANDBOX_SOCKET: Final = Path("/run/duckmesh/sandbox/sandbox.sock")
+_CATALOG_DIR: Final = Path("/run/duckmesh/catalogs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +129,8 @@ class Settings:
     pod_name: str = "local"
     pod_address: str = "127.0.0.1"
     query_url: str = ""
-    sandbox_socket: Path = Path("/run/duckmesh/sandbox/sandbox.sock")
-    catalog_dir: Path = Path("/run/duckmesh/catalogs")
+    sandbox_socket: Path = _SANDBOX_SOCKET
+    catalog_dir: Path = _CATALOG_DIR
     batch: BatchSettings = BatchSettings()
     ingest: IngestLimits = IngestLimits()
     query: QueryLimits = QueryLimits()
@@ -142,7 +146,7 @@ def read_secret(folder: Path, name: str) -> str:
 
 
 def from_env(env: Mapping[str, str]) -> Settings:
-    """Read the settings of `serve` and `sandbox`.
+    """Read the settings of `serve`.
 
     Raises:
         SettingsError: Lists every missing or bad value.
@@ -162,9 +166,8 @@ def from_env(env: Mapping[str, str]) -> Settings:
         pod_name=read.text("DUCKMESH_POD_NAME", "local"),
         pod_address=read.text("DUCKMESH_POD_ADDRESS", "127.0.0.1"),
         query_url=read.text("DUCKMESH_QUERY_URL", ""),
-        sandbox_socket=read.path("DUCKMESH_SANDBOX_SOCKET")
-        or Path("/run/duckmesh/sandbox/sandbox.sock"),
-        catalog_dir=read.path("DUCKMESH_CATALOG_DIR") or Path("/run/duckmesh/catalogs"),
+        sandbox_socket=read.path("DUCKMESH_SANDBOX_SOCKET") or _SANDBOX_SOCKET,
+        catalog_dir=read.path("DUCKMESH_CATALOG_DIR") or _CATALOG_DIR,
         batch=BatchSettings(
             min_interval_ms=read.number("DUCKMESH_BATCH_MIN_INTERVAL_MS", 100, 0, 60_000),
             max_delay_ms=read.number("DUCKMESH_BATCH_MAX_DELAY_MS", 200, 0, 60_000),
@@ -176,17 +179,55 @@ def from_env(env: Mapping[str, str]) -> Settings:
             pending_bytes=read.number("DUCKMESH_PENDING_BYTES", 2**30, 2**20, 2**40),
             body_bytes=read.number("DUCKMESH_BODY_BYTES", 64 * 2**20, 2**10, 2**30),
         ),
-        query=QueryLimits(
-            concurrency=read.number("DUCKMESH_QUERY_CONCURRENCY", 4, 1, 256),
-            timeout_ms=read.number("DUCKMESH_QUERY_TIMEOUT_MS", 30_000, 1, 3_600_000),
-            memory_bytes=read.number("DUCKMESH_QUERY_MEMORY_BYTES", 2**30, 64 * 2**20, 2**40),
-            result_bytes=read.number("DUCKMESH_QUERY_RESULT_BYTES", 64 * 2**20, 2**10, 2**34),
-            rows=read.number("DUCKMESH_QUERY_ROWS", 1_000_000, 1, 2**40),
-        ),
+        query=_query_limits(read),
         freshness_target_ms=read.number("DUCKMESH_FRESHNESS_TARGET_MS", 5_000, 1, 86_400_000),
         log_format=read.choice("DUCKMESH_LOG_FORMAT", "json", ("json", "text")),
         log_level=read.choice("DUCKMESH_LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
         drain_s=read.number("DUCKMESH_DRAIN_S", 20, 0, 600),
+    )
+    read.check()
+    return settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSettings:
+    """What the sandbox needs: it knows no tenant, no store and no secret.
+
+    Attributes:
+        socket: Unix socket to listen on.
+        catalog_dir: Folder of frozen catalogs.
+        concurrency: Statements at once; one process each.
+        memory_bytes: Memory of one such process.
+        timeout_ms: Longest a statement may run.
+        log_format: `json` or `text`.
+        log_level: `debug`, `info`, `warning` or `error`.
+    """
+
+    socket: Path
+    catalog_dir: Path
+    concurrency: int
+    memory_bytes: int
+    timeout_ms: int
+    log_format: str = "json"
+    log_level: str = "info"
+
+
+def sandbox_from_env(env: Mapping[str, str]) -> SandboxSettings:
+    """Read the settings of `sandbox`: the same names and defaults as the query process has.
+
+    Raises:
+        SettingsError: Lists every missing or bad value.
+    """
+    read = _Reader(env)
+    query = _query_limits(read)
+    settings = SandboxSettings(
+        socket=read.path("DUCKMESH_SANDBOX_SOCKET") or _SANDBOX_SOCKET,
+        catalog_dir=read.path("DUCKMESH_CATALOG_DIR") or _CATALOG_DIR,
+        concurrency=query.concurrency,
+        memory_bytes=query.memory_bytes,
+        timeout_ms=query.timeout_ms,
+        log_format=read.choice("DUCKMESH_LOG_FORMAT", "json", ("json", "text")),
+        log_level=read.choice("DUCKMESH_LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
     )
     read.check()
     return settings
@@ -236,6 +277,16 @@ def migrate_from_env(env: Mapping[str, str]) -> MigrateSettings:
     )
     read.check()
     return settings
+
+
+def _query_limits(read: _Reader) -> QueryLimits:
+    return QueryLimits(
+        concurrency=read.number("DUCKMESH_QUERY_CONCURRENCY", 4, 1, 256),
+        timeout_ms=read.number("DUCKMESH_QUERY_TIMEOUT_MS", 30_000, 1, 3_600_000),
+        memory_bytes=read.number("DUCKMESH_QUERY_MEMORY_BYTES", 2**30, 64 * 2**20, 2**40),
+        result_bytes=read.number("DUCKMESH_QUERY_RESULT_BYTES", 64 * 2**20, 2**10, 2**34),
+        rows=read.number("DUCKMESH_QUERY_ROWS", 1_000_000, 1, 2**40),
+    )
 
 
 def _store(read: _Reader) -> StoreSettings:

@@ -1,0 +1,187 @@
+"""What the query process, the sandbox's supervisor and its slots say to each other. Pure.
+
+A connection carries one statement. Every message is a frame: one byte kind, four bytes length, body.
+
+    client -> supervisor -> slot    JOB, later perhaps CANCEL
+    slot -> supervisor -> client    READY (once, to the supervisor), then per job: HEAD, SCHEMA, ROWS..., END | ERROR
+
+SCHEMA and each ROWS body is a whole Arrow IPC stream, so that dictionaries travel with the batch that needs them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, TypeVar
+
+import msgspec
+import pyarrow as pa
+
+T = TypeVar("T")
+
+HEADER_BYTES: Final = 5
+MAX_BODY_BYTES: Final = 64 * 2**20
+"""Longest body. A batch that is larger is cut into smaller ones; a row that is larger is refused."""
+
+_HEADER: Final = struct.Struct(">BI")
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    JOB = 1
+    CANCEL = 2
+    READY = 3
+    HEAD = 4
+    SCHEMA = 5
+    ROWS = 6
+    END = 7
+    ERROR = 8
+
+
+class WireError(Exception):
+    """The other side does not speak this protocol."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Body of JOB; fields as `ports.QueryJob`."""
+
+    sql: str
+    params: Sequence[object]
+    catalog_path: str
+    data_url: str
+    row_limit: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Body of HEAD: the DuckDB type name of each column."""
+
+    type_names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """Body of END; fields as `ports.QueryStats`."""
+
+    duration_ms: int = 0
+    rows: int = 0
+    truncated: bool = False
+    scanned_files: int = 0
+    scanned_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Body of ERROR: a code of the catalogue and a message for the caller.
+
+    Attributes:
+        doubtful: The slot should not run another statement.
+    """
+
+    code: str
+    message: str
+    doubtful: bool = False
+
+
+def encode(kind: Kind, body: bytes | pa.Buffer = b"") -> bytes:
+    """One frame.
+
+    Raises:
+        WireError: The body is too long.
+    """
+    size = len(body)
+    if size > MAX_BODY_BYTES:
+        raise WireError(f"a body of {size} bytes is too long")
+    return b"".join((_HEADER.pack(kind, size), body))
+
+
+def encode_message(kind: Kind, message: Job | Head | End | Failure) -> bytes:
+    """A frame with a JSON body."""
+    return encode(kind, msgspec.json.encode(message))
+
+
+def parse_header(data: bytes) -> tuple[Kind, int]:
+    """Kind and body length from the `HEADER_BYTES` before a body.
+
+    Raises:
+        WireError: Unknown kind, or a body that is too long.
+    """
+    number, size = _HEADER.unpack(data)
+    try:
+        kind = Kind(number)
+    except ValueError:
+        raise WireError(f"there is no frame kind {number}") from None
+    if size > MAX_BODY_BYTES:
+        raise WireError(f"a body of {size} bytes is too long")
+    return kind, size
+
+
+def decode(body: bytes, message: type[T]) -> T:
+    """A JSON body.
+
+    Raises:
+        WireError: It is not such a message.
+    """
+    try:
+        return msgspec.json.decode(body, type=message)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WireError(f"a {message.__name__} cannot be read: {error}") from error
+
+
+def encode_schema(schema: pa.Schema) -> bytes:
+    """The SCHEMA frame."""
+    return encode(Kind.SCHEMA, _stream(schema, None))
+
+
+def encode_rows(batch: pa.RecordBatch) -> list[bytes]:
+    """The ROWS frames of a batch: one, or more when it is large.
+
+    Raises:
+        WireError: A single row does not fit a frame.
+    """
+    body = _stream(batch.schema, batch)
+    if len(body) <= MAX_BODY_BYTES:
+        return [encode(Kind.ROWS, body)]
+    if batch.num_rows == 1:
+        raise WireError(f"a row of {len(body)} bytes is too long")
+    half = batch.num_rows // 2
+    return encode_rows(batch.slice(0, half)) + encode_rows(batch.slice(half))
+
+
+def decode_schema(body: bytes) -> pa.Schema:
+    """The schema of a SCHEMA frame.
+
+    Raises:
+        WireError: It is not Arrow.
+    """
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            return reader.schema
+    except (pa.ArrowInvalid, OSError) as error:
+        raise WireError("a schema cannot be read") from error
+
+
+def decode_rows(body: bytes) -> pa.RecordBatch:
+    """The batch of a ROWS frame; shares the body's memory.
+
+    Raises:
+        WireError: It is not Arrow.
+    """
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            return reader.read_next_batch()
+    except (pa.ArrowInvalid, OSError, StopIteration) as error:
+        raise WireError("rows cannot be read") from error
+
+
+def _stream(schema: pa.Schema, batch: pa.RecordBatch | None) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        if batch is not None:
+            writer.write_batch(batch)
+    return sink.getvalue()

@@ -1,0 +1,254 @@
+"""The DuckDB of one slot: opened, locked at the first statement, one cursor per statement.
+
+Locked means: no file but frozen catalogs, no address but the read proxy's, no setting, no extension. The lock comes
+with the first statement because only that says where the read proxy listens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+
+from duckmesh_runtime.domain import sqlgate, wire
+from duckmesh_runtime.domain.lakesql import LAKE, quote_text
+from duckmesh_runtime.errors import Unavailable
+
+EXTENSIONS: Final = ("ducklake", "httpfs")
+BATCH_ROWS: Final = 16_384
+_MOST_THREADS: Final = 4
+# DuckDB counts most of what it allocates, not all: the kernel's bound is for the rest.
+_COUNTED_PART: Final = 0.8
+
+_SETTINGS: Final = (
+    "SET TimeZone = 'UTC'",
+    "SET enable_progress_bar = false",
+    "SET temp_directory = ''",
+    "SET python_enable_replacements = false",
+    "SET allow_community_extensions = false",
+    # Data files never change, so what is cached is right.
+    "SET validate_external_file_cache = 'NO_VALIDATION'",
+    "SET http_retries = 2",
+    "SET http_retry_wait_ms = 50",
+    "SET http_timeout = 20",
+    "SET allow_persistent_secrets = false",
+    # Without this, the first HTTP read of a locked engine fails: the secret manager starts itself too late.
+    "FROM duckdb_secrets()",
+    "SET allowed_configs = ['enable_profiling']",
+)
+_PROFILE: Final = "PRAGMA enable_profiling = 'no_output'"
+_SERIALIZE: Final = "SELECT json_serialize_sql(?::VARCHAR, skip_null := true, skip_default := true, skip_empty := true)"
+_BUILT_IN: Final = (
+    "SELECT DISTINCT function_name FROM duckdb_functions() "
+    "WHERE internal AND function_type IN ('scalar', 'aggregate', 'macro')"
+)
+_SYSTEM_VIEWS: Final = "SELECT DISTINCT view_name FROM duckdb_views() WHERE internal"
+_EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """A running statement.
+
+    Attributes:
+        type_names: DuckDB's type name of each column.
+        schema: Of the batches.
+        batches: At most `BATCH_ROWS` rows each; raises DuckDB's and Arrow's errors.
+    """
+
+    type_names: Sequence[str]
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+
+
+class Engine:
+    """One DuckDB instance.
+
+    Args:
+        catalog_dir: Folder of the frozen catalogs, absolute.
+        memory_bytes: Limit of the process; DuckDB gets a part of it.
+        gated: False only in tests, which show that the lock alone holds.
+    """
+
+    def __init__(self, *, catalog_dir: Path, memory_bytes: int, gated: bool = True) -> None:
+        self._catalog_dir = catalog_dir
+        self._gated = gated
+        self._locked = False
+        self._attached: str | None = None
+        self._root = _open(memory_bytes)
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._rules = sqlgate.Rules(
+            functions=sqlgate.allowed_functions(self._names(_BUILT_IN)),
+            system_views=frozenset(self._names(_SYSTEM_VIEWS)),
+        )
+        self._warm_up()
+
+    def start(self, job: wire.Job) -> Result:
+        """Check a statement and start it; `finish` must follow.
+
+        Raises:
+            DuckmeshError: SQL_NOT_ALLOWED, SQL_ERROR, QUERY_UNAVAILABLE.
+            duckdb.Error: It does not bind or run.
+        """
+        self._lock(job.data_url)
+        self._use(job.catalog_path)
+        statement = self._check(job.sql)
+        self._cursor = cursor = self._root.cursor()
+        cursor.execute(f"USE {LAKE}")
+        cursor.execute(_PROFILE)
+        cursor.execute(statement, list(job.params))
+        types = [str(column[1]) for column in cursor.description or ()]
+        reader = cursor.to_arrow_reader(BATCH_ROWS)
+        return Result(type_names=types, schema=reader.schema, batches=iter(reader))
+
+    def interrupt(self) -> None:
+        """Stop the running statement, from another thread; it then raises InterruptException."""
+        if (cursor := self._cursor) is not None:
+            cursor.interrupt()
+
+    def scanned(self) -> tuple[int, int]:
+        """Files and bytes that the statement read, after its last batch; (0, 0) when DuckDB does not say."""
+        if self._cursor is None:
+            return 0, 0
+        try:
+            profile = json.loads(self._cursor.get_profiling_information(format="json"))
+        except (duckdb.Error, ValueError):
+            return 0, 0
+        return _files_of(profile), int(profile.get("total_bytes_read", 0))
+
+    def finish(self) -> None:
+        """End the statement and forget all it made."""
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            cursor.close()
+
+    def _check(self, sql: str) -> duckdb.Statement:
+        sqlgate.check_text(sql)
+        statements = self._root.extract_statements(sql)
+        if len(statements) != 1:
+            raise sqlgate.refused(_count_problem(sql, len(statements)))
+        (statement,) = statements
+        if not self._gated:
+            return statement
+        if statement.type == duckdb.StatementType.EXPLAIN:
+            return self._check_explain(statement)
+        self._check_select(statement)
+        return statement
+
+    def _check_explain(self, statement: duckdb.Statement) -> duckdb.Statement:
+        """DuckDB serialises no EXPLAIN: check what it explains, and run EXPLAIN of exactly that."""
+        found = _EXPLAIN.match(statement.query)
+        explained = self._root.extract_statements(statement.query[found.end() :]) if found else []
+        if found is None or len(explained) != 1:
+            raise sqlgate.refused("this form of EXPLAIN is not allowed", "use EXPLAIN SELECT ...")
+        self._check_select(explained[0])
+        (again,) = self._root.extract_statements(
+            f"EXPLAIN {'ANALYZE ' if found[1] else ''}{explained[0].query}"
+        )
+        return again
+
+    def _check_select(self, statement: duckdb.Statement) -> None:
+        if statement.type != duckdb.StatementType.SELECT:
+            raise sqlgate.refused(f"{statement.type.name} statements are not allowed")
+        ((text,),) = self._root.execute(_SERIALIZE, [statement.query]).fetchall()
+        try:
+            tree = json.loads(text)
+        except RecursionError:
+            raise sqlgate.refused("the statement is nested too deeply", "nest less") from None
+        if tree.get("error") or len(tree["statements"]) != 1:
+            raise sqlgate.refused("the statement cannot be checked")
+        sqlgate.check_tree(tree, self._rules)
+
+    def _lock(self, data_url: str) -> None:
+        if self._locked:
+            return
+        for statement in _SETTINGS:
+            self._root.execute(statement)
+        folders = ", ".join(quote_text(_folder(f)) for f in (data_url, str(self._catalog_dir)))
+        self._root.execute(f"SET allowed_directories = [{folders}]")
+        self._root.execute("SET enable_external_access = false")
+        self._root.execute("SET lock_configuration = true")
+        self._locked = True
+
+    def _use(self, catalog: str) -> None:
+        if self._attached == catalog:
+            return
+        if self._attached is not None:
+            self._root.execute(f"DETACH {LAKE}")
+            self._attached = None
+        try:
+            self._root.execute(f"ATTACH {quote_text(f'ducklake:{catalog}')} AS {LAKE} (READ_ONLY)")
+        except duckdb.Error as error:
+            raise Unavailable(
+                "QUERY_UNAVAILABLE", "the catalog of this snapshot cannot be opened: repeat"
+            ) from error
+        self._attached = catalog
+
+    def _names(self, statement: str) -> list[str]:
+        return [row[0] for row in self._root.execute(statement).fetchall()]
+
+    def _warm_up(self) -> None:
+        """Start DuckDB's threads and Arrow's modules, so that what they map counts as there from the start."""
+        sum_of_groups = (
+            "SELECT sum(n) FROM (SELECT count(*) AS n FROM range(500000) GROUP BY range % 7)"
+        )
+        self._root.execute(sum_of_groups).to_arrow_reader(BATCH_ROWS).read_all()
+
+
+def extension_path(name: str) -> str:
+    """File of the installed extension wheel `duckdb-extension-<name>`."""
+    spec = find_spec(f"duckdb_extension_{name}")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError(f"the package duckdb-extension-{name} is missing")
+    (file,) = Path(spec.submodule_search_locations[0]).glob(
+        f"extensions/v*/{name}.duckdb_extension"
+    )
+    return str(file)
+
+
+def _open(memory_bytes: int) -> duckdb.DuckDBPyConnection:
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "threads": threads,
+            "memory_limit": f"{int(memory_bytes * _COUNTED_PART) // 2**20}MiB",
+        }
+    )
+    for name in EXTENSIONS:
+        connection.load_extension(extension_path(name))
+    return connection
+
+
+def _folder(name: str) -> str:
+    return name if name.endswith("/") else name + "/"
+
+
+def _count_problem(sql: str, count: int) -> str:
+    if count == 0:
+        return "there is no statement"
+    if re.search(r"\bpivot", sql, re.IGNORECASE):
+        return "PIVOT without its list of values is several statements; write FROM t PIVOT (... FOR x IN (...))"
+    return f"there are {count} statements"
+
+
+def _files_of(profile: object) -> int:
+    """Sum over the operators that read files."""
+    total, todo = 0, [profile]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            info = item.get("extra_info")
+            if isinstance(info, dict):
+                total += int(info.get("Total Files Read", 0))
+            todo.extend(item.get("children", ()))
+    return total
