@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from duckmesh_operator.errors import Invalid
-from duckmesh_operator.manifest import Manifest, dig, digest
+from duckmesh_operator.manifest import Manifest, digest, object_at
 from duckmesh_operator.model import Resources, Tenant
-from duckmesh_operator.names import ANNOTATION_DIGEST, MANAGED_BY, TENANT, Kind, labels
+from duckmesh_operator.names import ANNOTATION_DIGEST, TENANT, Kind, labels
 from duckmesh_operator.quantity import format_bytes, format_cpu, parse_bytes, parse_cpu
 from duckmesh_operator.settings import Caps, CatalogConfig, Profile, Settings, StoreConfig
 
 #: Memory of a sandbox container beside its query processes: the supervisor and page cache. A guess, with room.
-SANDBOX_OVERHEAD = 256 * 2**20
+SANDBOX_OVERHEAD: Final = 256 * 2**20
 _INGEST = Resources(cpu_request=100, cpu_limit=2000, memory_request=256 * 2**20, memory_limit=2**30)
 _QUERY_FRONT = Resources(
     cpu_request=50, cpu_limit=1000, memory_request=192 * 2**20, memory_limit=2**30
@@ -206,16 +207,11 @@ def build_child(kind: Kind, tenant: Tenant, name: str, component: str) -> Manife
 
 def seal(manifest: Manifest) -> Manifest:
     """The manifest with the digest of itself, so that a field we no longer set is noticed too."""
-    sealed = dict(manifest)
-    metadata = manifest["metadata"]
-    if not isinstance(metadata, dict):
-        raise TypeError("a manifest needs metadata")
-    annotations = dig(metadata, "annotations")
-    sealed["metadata"] = metadata | {
-        "annotations": (annotations if isinstance(annotations, dict) else {})
-        | {ANNOTATION_DIGEST: digest(manifest)}
+    metadata = object_at(manifest, "metadata")
+    metadata["annotations"] = object_at(metadata, "annotations") | {
+        ANNOTATION_DIGEST: digest(manifest)
     }
-    return sealed
+    return {**manifest, "metadata": metadata}
 
 
 def _fit_sandbox(tenant: Tenant, caps: Caps, bad: list[str]) -> Resources:
@@ -257,17 +253,3 @@ def _refuse_keys(field: str, found: Iterable[str], allowed: tuple[str, ...]) -> 
 def _repository(image: str) -> str:
     head, slash, tail = image.rpartition("/")
     return head + slash + tail.partition(":")[0]
-
-
-__all__ = [
-    "MANAGED_BY",
-    "Context",
-    "Images",
-    "build_child",
-    "build_context",
-    "build_images",
-    "build_resources",
-    "data_url",
-    "fit",
-    "seal",
-]

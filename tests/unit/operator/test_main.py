@@ -1,0 +1,162 @@
+"""The process: refuses bad settings, stands by, leads, ends. The API server is in memory, kopf is stood in for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from duckmesh_operator import __main__ as process
+from duckmesh_operator import kube, log
+from duckmesh_operator.errors import Unavailable
+from duckmesh_operator.lease import NAME
+from duckmesh_operator.names import TENANT
+from duckmesh_operator.settings import Settings
+from tests.fakes.kube import FakeApi
+from tests.tenants import make_settings, tenant_object
+
+
+class Cluster:
+    """An API server in memory and a kopf that starts, tells of nothing and waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.api = FakeApi()
+        self.started = asyncio.Event()
+        self.end = asyncio.Event()
+        self.asked: dict[str, Any] = {}
+        monkeypatch.setattr(kube, "connect", self._connect)
+        monkeypatch.setattr(process.kopf, "operator", self._kopf)
+
+    @asynccontextmanager
+    async def _connect(self, _: Path | None) -> AsyncIterator[FakeApi]:
+        yield self.api
+
+    async def _kopf(self, *, ready_flag: asyncio.Event, **asked: Any) -> None:
+        self.asked = asked
+        ready_flag.set()
+        self.started.set()
+        await self.end.wait()
+
+
+@pytest.fixture
+async def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+def settings(secrets_dir: Path, **more: Any) -> Settings:
+    (secrets_dir / "catalog").mkdir(exist_ok=True)
+    (secrets_dir / "catalog" / "control-dsn").write_text("postgresql://u:p@127.0.0.1:1/d")
+    return make_settings(secrets_dir, bind="127.0.0.1", port=0, **more)
+
+
+async def test_a_signal_ends_a_leader_in_order(cluster: Cluster, secrets_dir: Path) -> None:
+    cluster.api.add(tenant_object())
+    running = asyncio.create_task(process.run(settings(secrets_dir)))
+    async with asyncio.timeout(10):
+        await cluster.started.wait()
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        code = await running
+
+    assert code == 0
+    lease = cluster.api.objects["Lease", "duckmesh-system", NAME]
+    assert not lease["spec"].get("holderIdentity")
+    assert cluster.asked["clusterwide"] is True
+    assert cluster.asked["standalone"] is True
+
+
+async def test_a_watch_that_ends_ends_the_process(cluster: Cluster, secrets_dir: Path) -> None:
+    cluster.end.set()
+
+    async with asyncio.timeout(10):
+        assert await process.run(settings(secrets_dir)) == 1
+
+
+async def test_a_namespaced_operator_hears_its_canary(cluster: Cluster, secrets_dir: Path) -> None:
+    cluster.end.set()
+
+    async with asyncio.timeout(10):
+        await process.run(settings(secrets_dir, watch_namespaces=("team",)))
+
+    assert cluster.asked["clusterwide"] is False
+    assert cluster.asked["namespaces"] == ["duckmesh-system", "team"]
+
+
+async def test_a_standby_is_ready_and_ends_on_a_signal(cluster: Cluster, secrets_dir: Path) -> None:
+    cluster.api.failing["get Lease"] = Unavailable("no")
+    operator = process.Operator(cluster.api, settings(secrets_dir), on_lost=lambda: None)
+    waiting = asyncio.create_task(operator.run(lambda: None))
+    await asyncio.sleep(0)
+
+    assert operator.ready() == []
+    assert operator.alive() == []
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_older_tenants_hold_their_prefixes_from_the_start(
+    cluster: Cluster, secrets_dir: Path
+) -> None:
+    cluster.api.add(tenant_object())
+    operator = process.Operator(cluster.api, settings(secrets_dir), on_lost=lambda: None)
+    await operator._load_prefixes()
+    late = tenant_object(
+        {"storage": {"prefix": "team"}},
+        name="late",
+        uid="11111111-0000-4000-8000-000000000000",
+        creationTimestamp="2026-02-01T00:00:00Z",
+    )
+    cluster.api.add(late)
+
+    # Its catalog does not answer, but the prefix is refused before it is asked.
+    with pytest.raises(Unavailable):
+        await operator._tenants.reconcile(process.Key(TENANT.kind, "team", "late"))
+
+    status = cluster.api.objects["Tenant", "team", "late"]["status"]
+    conditions = {one["type"]: one["reason"] for one in status["conditions"]}
+    assert conditions["SpecValid"] == "PrefixInUse"
+
+
+def test_bad_settings_are_told_and_end_the_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUCKMESH_LOG_LEVEL", "loud")
+
+    assert process.main() == 2
+    assert "DUCKMESH_OPERATOR_CONFIG: missing" in capsys.readouterr().err
+
+
+def test_a_cluster_that_cannot_be_reached_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, secrets_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = logging.getLogger().handlers[:]
+    monkeypatch.setattr(process, "from_env", lambda _: settings(secrets_dir))
+    try:
+        assert process.main() == 1
+    finally:
+        logging.getLogger().handlers[:] = before
+    line = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert line["event"] == "cannot start"
+
+
+def test_a_log_line_is_one_json_object_with_the_records_keys() -> None:
+    record = logging.LogRecord("x", logging.WARNING, "f", 1, "reconcile failed", (), None)
+    record.tenant = "team/acme"
+
+    line = json.loads(log.JsonFormatter().format(record))
+
+    assert (line["event"], line["level"], line["tenant"]) == (
+        "reconcile failed",
+        "warning",
+        "team/acme",
+    )
+    assert "tenant='team/acme'" in log.TextFormatter().format(record)
