@@ -119,7 +119,7 @@ async def query_role(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(barrier.close)
         parts.query = QueryService(
             freezer,
-            SandboxClient(settings.sandbox_socket, settings.query),
+            SandboxClient(settings.sandbox_socket),
             barrier,
             limits=settings.query,
             data_url=proxy.data_url,

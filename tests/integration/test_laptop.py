@@ -128,14 +128,14 @@ EVENTS = {
     "columns": [
         {"name": "id", "type": "BIGINT", "nullable": False},
         {"name": "kind", "type": "VARCHAR"},
-        {"name": "at", "type": "TIMESTAMP WITH TIME ZONE"},
+        {"name": "seen_at", "type": "TIMESTAMP WITH TIME ZONE"},
     ],
 }
 
 
 def test_a_token_shows_its_row_each_time(running: Laptop) -> None:
     for number in range(20):
-        row = {"id": number, "kind": "token", "at": "2026-01-31T12:00:00Z"}
+        row = {"id": number, "kind": "token", "seen_at": "2026-01-31T12:00:00Z"}
         status, accepted = running.call(
             "POST", "/v1/ingest/events", {"records": [{"payload": row}]}
         )
@@ -145,7 +145,7 @@ def test_a_token_shows_its_row_each_time(running: Laptop) -> None:
             "POST",
             "/v1/query",
             {
-                "sql": "SELECT count(*), max(id), max(at) FROM events WHERE kind = 'token'",
+                "sql": "SELECT count(*), max(id), max(seen_at) FROM events WHERE kind = 'token'",
                 "min_visibility_token": accepted["max_visibility_token"],
             },
         )

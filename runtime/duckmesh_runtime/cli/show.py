@@ -22,6 +22,7 @@ _HINTS: Final = {
     "RESULT_TOO_LARGE": "add a LIMIT, or use --output csv or arrow",
     "IDEMPOTENCY_CONFLICT": "the same file was sent before with other content or columns",
 }
+_NARROWEST: Final = 10  # characters of a column that can still be read
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 
 error_console = Console(stderr=True, highlight=False)
@@ -41,19 +42,35 @@ def show_error(error: ApiError) -> None:
 
 def show_rows(answer: dict[str, Any]) -> None:
     """A query's rows as a table that fits the terminal, and a line about the snapshot."""
-    table = Table(header_style="bold")
-    for column in answer["columns"]:
-        numeric = any(word in column["type"] for word in ("INT", "DECIMAL", "DOUBLE", "FLOAT"))
-        table.add_column(Text(column["name"]), justify="right" if numeric else "left")
-    for row in answer["rows"]:
-        table.add_row(*(_cell(value) for value in row))
-    console.print(table)
+    fits = len(answer["columns"]) * _NARROWEST <= console.width
+    console.print(_across(answer) if fits else _down(answer))
     cut = ", cut at the row limit" if answer["truncated"] else ""
     error_console.print(
         f"{len(answer['rows']):,} rows{cut}; snapshot {answer['snapshot_id']} of {answer['snapshot_time']},"
         f" lag {answer['lag_ms']} ms, {answer['stats']['duration_ms']} ms",
         style="dim",
     )
+
+
+def _across(answer: dict[str, Any]) -> Table:
+    table = Table(header_style="bold")
+    for column in answer["columns"]:
+        numeric = any(word in column["type"] for word in ("INT", "DECIMAL", "DOUBLE", "FLOAT"))
+        table.add_column(Text(column["name"]), justify="right" if numeric else "left")
+    for row in answer["rows"]:
+        table.add_row(*(_cell(value) for value in row))
+    return table
+
+
+def _down(answer: dict[str, Any]) -> Table:
+    """A block of lines per row, for more columns than the terminal is wide."""
+    table = Table(show_header=False)
+    for number, row in enumerate(answer["rows"], 1):
+        table.add_section()
+        table.add_row(Text(f"row {number}", style="bold"), "")
+        for column, value in zip(answer["columns"], row, strict=True):
+            table.add_row(Text(column["name"]), _cell(value))
+    return table
 
 
 def show_tables(tables: Sequence[dict[str, Any]]) -> None:

@@ -138,6 +138,8 @@ def _sandbox(settings: Settings) -> Iterator[None]:
         "DUCKMESH_QUERY_CONCURRENCY": str(query.concurrency),
         "DUCKMESH_QUERY_MEMORY_BYTES": str(query.memory_bytes),
         "DUCKMESH_QUERY_TIMEOUT_MS": str(query.timeout_ms),
+        "DUCKMESH_LOG_FORMAT": settings.log_format,
+        "DUCKMESH_LOG_LEVEL": settings.log_level,
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "duckmesh_runtime", "sandbox"],

@@ -14,7 +14,7 @@ from typing import Final
 import asyncpg
 
 from duckmesh_runtime.dev.postgres import PostgresServer
-from duckmesh_runtime.settings import MigrateSettings, Settings, StoreSettings
+from duckmesh_runtime.settings import MigrateSettings, QueryLimits, Settings, StoreSettings
 from duckmesh_runtime.web.auth import Role, hash_key
 
 DATABASE: Final = "duckmesh"
@@ -79,6 +79,7 @@ class LocalLake:
             pod_name="laptop",
             sandbox_socket=runtime_dir / "sandbox.sock",
             catalog_dir=runtime_dir / "catalogs",
+            query=QueryLimits(concurrency=2),  # each is a process that starts with the lake
             log_format="text",
             log_level="warning",
             drain_s=5,
