@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import duckdb
 import pyarrow as pa
@@ -21,6 +23,7 @@ import pyarrow as pa
 from duckmesh_runtime.domain import sqlgate, wire
 from duckmesh_runtime.domain.lakesql import LAKE, quote_text
 from duckmesh_runtime.errors import Unavailable
+from duckmesh_runtime.sandbox import landlock
 
 EXTENSIONS: Final = ("ducklake", "httpfs")
 BATCH_ROWS: Final = 16_384
@@ -51,6 +54,7 @@ _BUILT_IN: Final = (
     "WHERE internal AND function_type IN ('scalar', 'aggregate', 'macro')"
 )
 _SYSTEM_VIEWS: Final = "SELECT DISTINCT view_name FROM duckdb_views() WHERE internal"
+_WARM_UP: Final = "SELECT sum(n), $1, $2, $3, $4, $5 FROM (SELECT count(*) AS n FROM range(500000) GROUP BY range % 7)"
 _EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
 
 
@@ -170,6 +174,7 @@ class Engine:
     def _lock(self, data_url: str) -> None:
         if self._locked:
             return
+        self._confine(data_url)
         for statement in _SETTINGS:
             self._root.execute(statement)
         folders = ", ".join(quote_text(_folder(f)) for f in (data_url, str(self._catalog_dir)))
@@ -177,6 +182,15 @@ class Engine:
         self._root.execute("SET enable_external_access = false")
         self._root.execute("SET lock_configuration = true")
         self._locked = True
+
+    def _confine(self, data_url: str) -> None:
+        """Put the kernel's box around the engine: should its own lock fail, there is still nothing to reach."""
+        # A thread is bound only when it starts after this: the engine's start anew.
+        self._root.execute("SET threads = 1")
+        landlock.confine(
+            readable=[self._catalog_dir, *_python_code()], port=urlsplit(data_url).port or 0
+        )
+        self._root.execute(f"SET threads = {_threads()}")
 
     def _use(self, catalog: str) -> None:
         if self._attached == catalog:
@@ -196,11 +210,11 @@ class Engine:
         return [row[0] for row in self._root.execute(statement).fetchall()]
 
     def _warm_up(self) -> None:
-        """Start DuckDB's threads and Arrow's modules, so that what they map counts as there from the start."""
-        sum_of_groups = (
-            "SELECT sum(n) FROM (SELECT count(*) AS n FROM range(500000) GROUP BY range % 7)"
-        )
-        self._root.execute(sum_of_groups).to_arrow_reader(BATCH_ROWS).read_all()
+        """Run what a statement needs once: threads, imports (parameters: 0.2 s) and memory that they map."""
+        self._root.execute(_SERIALIZE, ["SELECT 1"]).fetchall()
+        self._root.execute(_WARM_UP, ["a", 1, 1.5, None, [1]]).to_arrow_reader(
+            BATCH_ROWS
+        ).read_all()
 
 
 def extension_path(name: str) -> str:
@@ -215,18 +229,28 @@ def extension_path(name: str) -> str:
 
 
 def _open(memory_bytes: int) -> duckdb.DuckDBPyConnection:
-    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
-            "threads": threads,
+            "threads": _threads(),
             "memory_limit": f"{int(memory_bytes * _COUNTED_PART) // 2**20}MiB",
         }
     )
     for name in EXTENSIONS:
         connection.load_extension(extension_path(name))
     return connection
+
+
+def _python_code() -> set[Path]:
+    """Folders of installed code, which is no secret: Python and its packages import some of their parts late."""
+    paths = sysconfig.get_paths()
+    found = {Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return {folder for folder in found if folder.is_dir()}
+
+
+def _threads() -> int:
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
 def _folder(name: str) -> str:
