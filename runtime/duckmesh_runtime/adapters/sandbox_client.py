@@ -54,7 +54,9 @@ class SandboxClient:
         """Start a statement; see `ports.Sandbox`. The batches must be read to the end or closed."""
         deadline = asyncio.get_running_loop().time() + job.timeout_ms / 1000 + _GRACE_S
         try:
-            reader, writer = await asyncio.open_unix_connection(self._socket)
+            reader, writer = await asyncio.open_unix_connection(
+                self._socket, limit=wire.BUFFER_BYTES
+            )
         except OSError as error:
             raise _no_answer() from error
         batches = _Batches(reader, writer, deadline)

@@ -25,6 +25,9 @@ HEADER_BYTES: Final = 5
 MAX_BODY_BYTES: Final = 64 * 2**20
 """Longest body. A batch that is larger is cut into smaller ones; a row that is larger is refused."""
 
+BUFFER_BYTES: Final = 4 * 2**20
+"""What an asyncio reader holds before it stops its sender; with the default of 64 KiB a batch takes many turns."""
+
 _HEADER: Final = struct.Struct(">BI")
 
 

@@ -88,7 +88,7 @@ class Child:
             except BaseException:
                 ours.close()
                 raise
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=wire.BUFFER_BYTES)
         child = cls(process, reader, writer)
         try:
             async with asyncio.timeout(_START_S):
