@@ -29,26 +29,27 @@ Ready = Callable[[Sequence[int]], None]
 
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
-# Endpoints still name a pod for a moment after it is told to end; it answers until they have been told too.
-_GRACE_PART: Final = 0.15
-_ANSWER_PART: Final = 0.4
+# Of `drain_s`: what running requests get; ingest has accepted rows to write and a lease to hand over after that.
+_INGEST_ANSWER_PART: Final = 0.4
+_QUERY_ANSWER_PART: Final = 0.9
 
 
 def serve_ingest(settings: Settings) -> int:
     """Take rows, commit them, front the API, until SIGTERM; returns the exit code."""
-    grace_s = settings.drain_s * _GRACE_PART
-    return asyncio.run(_serve(settings, "ingest", [ingest_role], grace_s, _nothing))
+    answer_s = settings.drain_s * _INGEST_ANSWER_PART
+    return asyncio.run(_serve(settings, "ingest", [ingest_role], answer_s, _nothing))
 
 
 def serve_query(settings: Settings) -> int:
     """Answer statements, until SIGTERM; returns the exit code."""
-    grace_s = settings.drain_s * _GRACE_PART
-    return asyncio.run(_serve(settings, "query", [query_role], grace_s, _nothing))
+    answer_s = settings.drain_s * _QUERY_ANSWER_PART
+    return asyncio.run(_serve(settings, "query", [query_role], answer_s, _nothing))
 
 
 def serve_all(settings: Settings, ready: Ready) -> int:
     """All of it in one process; `ready` gets the ports when everything runs."""
-    return asyncio.run(_serve(settings, "ingest", [ingest_role, query_role], 0, ready))
+    answer_s = settings.drain_s * _INGEST_ANSWER_PART
+    return asyncio.run(_serve(settings, "ingest", [ingest_role, query_role], answer_s, ready))
 
 
 def run_migrate(settings: MigrateSettings) -> int:
@@ -68,7 +69,7 @@ def _nothing(_: Sequence[int]) -> None:
 
 
 async def _serve(
-    settings: Settings, role: str, roles: Sequence[Role], grace_s: float, ready: Ready
+    settings: Settings, role: str, roles: Sequence[Role], answer_s: float, ready: Ready
 ) -> int:
     parts = Parts(settings=settings, keys=KeyRing(settings.auth_dir), health=Health())
     stop = _stop_on_signals()
@@ -78,7 +79,7 @@ async def _serve(
         bind=settings.bind,
         api_port=settings.api_port,
         metrics_port=settings.metrics_port,
-        answer_s=settings.drain_s * _ANSWER_PART,
+        answer_s=answer_s,
     )
     try:
         await _listen(server)
@@ -92,7 +93,6 @@ async def _serve(
             await stop.wait()
             parts.health.draining = True
             logger.info("draining", extra={"role": role})
-            await asyncio.sleep(grace_s if parts.health.started else 0)
             await server.stop_intake()
     finally:
         await server.close()

@@ -1,0 +1,382 @@
+"""The processes of a Tenant as a pod starts them: two of ingest, one of query, the sandbox, with real services."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from duckmesh_runtime.dev.postgres import PostgresServer
+from duckmesh_runtime.dev.processes import free_port, wait_until
+from tests.fakes.doors import key, write_keys
+from tests.services import Lake
+
+ADMIN = ["ingest_writer", "query_reader", "table_admin", "ops_admin"]
+TABLE = {
+    "name": "orders",
+    "columns": [{"name": "writer", "type": "INTEGER"}, {"name": "n", "type": "BIGINT"}],
+}
+
+
+@dataclass
+class Pod:
+    """One process and its ports."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    metrics_port: int
+    log: Path
+
+    def call(
+        self, method: str, path: str, body: object = None, *, timeout: float = 30
+    ) -> tuple[int, Any]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {key('admin')}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def metric(self, name: str) -> float:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10
+        ) as a:
+            lines = a.read().decode().splitlines()
+        return sum(
+            float(line.split()[-1]) for line in lines if line.split("{")[0].split()[0] == name
+        )
+
+    def wait(self, what: Callable[[], bool], timeout_s: float = 30) -> None:
+        def probe() -> bool:
+            try:
+                return what()
+            except OSError:
+                return False
+
+        wait_until(probe, self.process, self.log, timeout_s)
+
+    def is_ready(self) -> bool:
+        return self.call("GET", "/v1/ready")[0] == 200
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(30)
+
+
+@dataclass
+class Tenant:
+    """Starts the pods of one lake; ends what still runs."""
+
+    lake: Lake
+    folder: Path
+    pods: list[Pod] = field(default_factory=list)
+    query_port: int = field(default_factory=free_port)
+
+    def env(self) -> dict[str, str]:
+        store = self.lake.store
+        auth = self.folder / "auth"
+        if not auth.exists():
+            auth.mkdir()
+            write_keys(auth, {"admin": ADMIN})
+            (self.folder / "catalogs").mkdir()
+        return {
+            "PATH": os.environ["PATH"],
+            "DUCKMESH_TENANT": self.lake.tenant,
+            "DUCKMESH_LAKE": self.lake.name,
+            "DUCKMESH_DATA_URL": store.url,
+            "DUCKMESH_S3_ENDPOINT": store.endpoint,
+            "DUCKMESH_STORE_DIR": str(store.secret_dir or ""),
+            "DUCKMESH_WRITER_DIR": str(self.lake.writer_dir),
+            "DUCKMESH_MAINTENANCE_DIR": str(self.lake.maintenance_dir),
+            "DUCKMESH_READER_DIR": str(self.lake.reader_dir),
+            "DUCKMESH_AUTH_DIR": str(auth),
+            "DUCKMESH_BIND": "127.0.0.1",
+            "DUCKMESH_QUERY_URL": f"http://127.0.0.1:{self.query_port}",
+            "DUCKMESH_SANDBOX_SOCKET": str(self.folder / "s.sock"),
+            "DUCKMESH_CATALOG_DIR": str(self.folder / "catalogs"),
+            "DUCKMESH_QUERY_CONCURRENCY": "1",
+            "DUCKMESH_DRAIN_S": "10",
+        }
+
+    def start(self, *command: str, port: int | None = None, **more: str) -> Pod:
+        api, metrics = port or free_port(), free_port()
+        name = f"{command[-1]}-{len(self.pods)}"
+        log = self.folder / f"{name}.log"
+        env = self.env() | {
+            "DUCKMESH_API_PORT": str(api),
+            "DUCKMESH_METRICS_PORT": str(metrics),
+            "DUCKMESH_POD_NAME": name,
+            **more,
+        }
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "duckmesh_runtime", *command],
+                env=env,
+                stdout=out,
+                stderr=out,
+            )
+        self.pods.append(Pod(process, api, metrics, log))
+        return self.pods[-1]
+
+    def ingest(self, **more: str) -> Pod:
+        pod = self.start("serve", "ingest", **more)
+        pod.wait(pod.is_ready)
+        return pod
+
+    def query(self) -> Pod:
+        self.start("sandbox")
+        pod = self.start("serve", "query", port=self.query_port)
+        pod.wait(pod.is_ready)
+        pod.wait(lambda: pod.call("POST", "/v1/query", {"sql": "SELECT 1"})[0] == 200)
+        return pod
+
+
+@contextmanager
+def tenant_of(lake: Lake) -> Iterator[Tenant]:
+    # A Unix socket's path has at most 107 bytes: pytest's folders are too deep.
+    with tempfile.TemporaryDirectory(prefix="duckmesh-") as folder:
+        tenant = Tenant(lake, Path(folder))
+        try:
+            yield tenant
+        finally:
+            for pod in tenant.pods:
+                if pod.process.poll() is None:
+                    pod.process.send_signal(signal.SIGTERM)
+            for pod in tenant.pods:
+                try:
+                    pod.process.wait(20)
+                except subprocess.TimeoutExpired:
+                    pod.process.kill()
+                    pod.process.wait()
+
+
+@pytest.fixture
+def tenant(lake: Lake) -> Iterator[Tenant]:
+    with tenant_of(lake) as found:
+        yield found
+
+
+@pytest.fixture
+def s3_tenant(s3_lake: Lake) -> Iterator[Tenant]:
+    with tenant_of(s3_lake) as found:
+        yield found
+
+
+@pytest.fixture
+async def s3_lake(make_lake: Callable[..., Awaitable[Lake]]) -> Lake:
+    return await make_lake(store="s3")
+
+
+def insert(pod: Pod, writer: int, number: int, **more: object) -> tuple[int, Any]:
+    record = {"idempotency_key": f"{writer}-{number}", "payload": {"writer": writer, "n": number}}
+    return pod.call("POST", "/v1/ingest/orders", {"records": [record], **more})
+
+
+COUNTS = "SELECT count(*), count(DISTINCT n), min(n), max(n) FROM orders WHERE writer = $1"
+
+
+def test_one_url_serves_it_all_over_s3(s3_tenant: Tenant) -> None:
+    front, query = s3_tenant.ingest(), s3_tenant.query()
+
+    assert front.call("POST", "/v1/tables", TABLE)[0] == 201
+    status, accepted = insert(front, 1, 1)
+    assert status == 200, accepted
+    status, answer = front.call(
+        "POST",
+        "/v1/query",
+        {"sql": COUNTS, "params": [1], "min_visibility_token": accepted["max_visibility_token"]},
+    )
+
+    assert (status, answer.get("rows")) == (200, [[1, 1, 1, 1]]), answer
+    assert query.metric("duckmesh_query_requests_total") >= 1
+    assert front.metric("duckmesh_committer_active") == 1
+    assert front.call("GET", "/v1/ready")[1]["dependencies"] == {
+        "catalog": "ok",
+        "storage": "ok",
+        "committer": "ok",
+    }
+    assert query.call("GET", "/v1/ready")[1]["dependencies"] == {"catalog": "ok", "storage": "ok"}
+
+
+def test_rows_taken_by_the_other_replica_are_visible_as_soon(tenant: Tenant) -> None:
+    committer = tenant.ingest()
+    committer.wait(lambda: committer.metric("duckmesh_committer_active") == 1)
+    other = tenant.ingest()
+    other.call("POST", "/v1/tables", TABLE)
+    assert other.metric("duckmesh_committer_active") == 0
+
+    waits = []
+    for number in range(10):
+        started = time.monotonic()
+        _, answer = insert(other, 1, number, wait_for_visibility=True)
+        waits.append(time.monotonic() - started)
+        assert answer["status"] == "visible"
+
+    # Without the nudge every row would wait for the poll, half a second apart.
+    assert sorted(waits)[len(waits) // 2] < 0.4
+
+
+class Writer(threading.Thread):
+    """Sends one row at a time until told to stop, each until it is acknowledged, to whichever pod answers."""
+
+    def __init__(self, tenant: Tenant, number: int, stop: threading.Event) -> None:
+        super().__init__()
+        self.tenant, self.number, self.stopped = tenant, number, stop
+        self.acked, self.token = 0, ""
+        self.problem: object = None
+
+    def run(self) -> None:
+        turn = 0
+        while not self.stopped.is_set():
+            pods = [
+                p for p in self.tenant.pods if "ingest" in p.log.name and p.process.poll() is None
+            ]
+            pod = pods[turn % len(pods)]
+            try:
+                status, answer = insert(pod, self.number, self.acked + 1)
+            except (OSError, ValueError):
+                turn += 1
+                continue
+            if status == 200:
+                self.acked += 1
+                self.token = answer["max_visibility_token"]
+            elif answer["retryable"]:
+                turn += 1
+                time.sleep(0.02)
+            else:
+                self.problem = answer
+                return
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+def test_losing_the_committer_loses_nothing_and_doubles_nothing(
+    tenant: Tenant, how: signal.Signals
+) -> None:
+    first, second = tenant.ingest(), tenant.ingest()
+    query = tenant.query()
+    first.call("POST", "/v1/tables", TABLE)
+    active = [p for p in (first, second) if p.metric("duckmesh_committer_active") == 1]
+    (committer,) = active
+    survivor = second if committer is first else first
+    stop = threading.Event()
+    writers = [Writer(tenant, number, stop) for number in range(2)]
+    if how is signal.SIGSTOP:  # a stopped process still takes connections: write to the other one
+        tenant.pods.remove(committer)
+    for writer in writers:
+        writer.start()
+    survivor.wait(lambda: all(w.acked > 10 for w in writers))
+
+    committer.process.send_signal(how)
+    survivor.wait(lambda: survivor.metric("duckmesh_committer_active") == 1)
+    at_change = [w.acked for w in writers]
+    survivor.wait(lambda: all(w.acked > a + 10 for w, a in zip(writers, at_change, strict=True)))
+    stop.set()
+    for writer in writers:
+        writer.join(30)
+    if how is signal.SIGSTOP:
+        committer.process.send_signal(signal.SIGCONT)
+        tenant.pods.append(committer)
+
+    assert [w.problem for w in writers] == [None, None]
+    for writer in writers:
+        status, answer = query.call(
+            "POST",
+            "/v1/query",
+            {
+                "sql": COUNTS,
+                "params": [writer.number],
+                "min_visibility_token": writer.token,
+                "consistency_timeout_ms": 20_000,
+            },
+        )
+        assert status == 200, answer
+        # A row whose acknowledgement was lost in the kill was sent again under its key, and is there once.
+        assert answer["rows"] == [[writer.acked, writer.acked, 1, writer.acked]]
+    if how is signal.SIGTERM:
+        assert committer.process.wait(30) == 0
+
+
+def test_a_start_without_the_catalog_waits_and_tells(
+    make_lake: Callable[..., Awaitable[Lake]], services_dir: Path
+) -> None:
+    with PostgresServer(services_dir / f"late-{free_port()}") as server:
+        lake = asyncio.run(make_lake(server=server))
+    with tenant_of(lake) as tenant:
+        pod = tenant.start("serve", "ingest")
+        pod.wait(lambda: pod.call("GET", "/v1/health")[0] == 200)
+
+        assert pod.call("GET", "/v1/ready")[0] == 503
+        status, answer = insert(pod, 1, 1)
+        assert (status, answer["error_code"]) == (503, "CATALOG_UNAVAILABLE")
+
+        with PostgresServer(server.folder, port=server.port):
+            pod.wait(pod.is_ready)
+            assert pod.call("POST", "/v1/tables", TABLE)[0] == 201
+            assert insert(pod, 1, 1, wait_for_visibility=True)[1]["status"] == "visible"
+            assert pod.stop() == 0
+
+
+def test_an_outage_of_the_catalog_is_a_503_and_then_over(
+    make_lake: Callable[..., Awaitable[Lake]], services_dir: Path
+) -> None:
+    with PostgresServer(services_dir / f"away-{free_port()}") as server:
+        lake = asyncio.run(make_lake(server=server))
+        with tenant_of(lake) as tenant:
+            pod = tenant.ingest()
+            pod.call("POST", "/v1/tables", TABLE)
+            server.stop(signal.SIGQUIT)
+
+            status, answer = insert(pod, 1, 1)
+            assert (status, answer["error_code"]) == (503, "CATALOG_UNAVAILABLE")
+            pod.wait(
+                lambda: "unavailable" in pod.call("GET", "/v1/ready")[1]["dependencies"].values()
+            )
+            assert pod.is_ready()
+
+            server.start()
+            pod.wait(lambda: insert(pod, 1, 1)[0] == 200)
+            assert insert(pod, 1, 1, wait_for_visibility=True)[1]["status"] == "visible"
+
+
+def test_a_process_without_keys_does_not_start(tenant: Tenant) -> None:
+    pod = tenant.start("serve", "ingest", DUCKMESH_AUTH_DIR="")
+
+    assert pod.process.wait(30) == 2
+    assert "DUCKMESH_AUTH_DIR" in pod.log.read_text()
+
+
+def test_no_secret_is_logged_and_no_child_is_left(tenant: Tenant) -> None:
+    front, query = tenant.ingest(), tenant.query()
+    front.call("POST", "/v1/tables", TABLE)
+    insert(front, 1, 1, wait_for_visibility=True)
+    children = [c for p in tenant.pods for c in psutil.Process(p.process.pid).children(True)]
+
+    assert [pod.stop() for pod in (front, query, tenant.pods[1])] == [0, 0, 0]
+
+    password = (tenant.lake.writer_dir / "dsn").read_text().split(":")[2].split("@")[0]
+    logs = "".join(pod.log.read_text() for pod in tenant.pods)
+    assert password not in logs
+    assert key("admin") not in logs
+    assert "Traceback" not in logs
+    assert not [child for child in children if child.is_running()]
