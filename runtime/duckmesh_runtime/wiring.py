@@ -26,9 +26,11 @@ logger = logging.getLogger(__name__)
 
 Role = Callable[[Parts], AbstractAsyncContextManager[None]]
 Ready = Callable[[Sequence[int]], None]
+Ended = Callable[[], str | None]
 
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
+_WATCH_S: Final = 0.5
 # Of `drain_s`: what running requests get; ingest has accepted rows to write and a lease to hand over after that.
 _INGEST_ANSWER_PART: Final = 0.4
 _QUERY_ANSWER_PART: Final = 0.9
@@ -37,19 +39,26 @@ _QUERY_ANSWER_PART: Final = 0.9
 def serve_ingest(settings: Settings) -> int:
     """Take rows, commit them, front the API, until SIGTERM; returns the exit code."""
     answer_s = settings.drain_s * _INGEST_ANSWER_PART
-    return asyncio.run(_serve(settings, "ingest", [ingest_role], answer_s, _nothing))
+    return asyncio.run(_serve(settings, "ingest", [ingest_role], answer_s))
 
 
 def serve_query(settings: Settings) -> int:
     """Answer statements, until SIGTERM; returns the exit code."""
     answer_s = settings.drain_s * _QUERY_ANSWER_PART
-    return asyncio.run(_serve(settings, "query", [query_role], answer_s, _nothing))
+    return asyncio.run(_serve(settings, "query", [query_role], answer_s))
 
 
-def serve_all(settings: Settings, ready: Ready) -> int:
-    """All of it in one process; `ready` gets the ports when everything runs."""
+def serve_all(settings: Settings, ready: Ready, ended: Ended) -> int:
+    """All of it in one process.
+
+    Args:
+        settings: Of the process.
+        ready: Gets the ports when everything runs.
+        ended: Names a child process that ended by itself; the exit code is 1 then.
+    """
     answer_s = settings.drain_s * _INGEST_ANSWER_PART
-    return asyncio.run(_serve(settings, "ingest", [ingest_role, query_role], answer_s, ready))
+    roles = [ingest_role, query_role]
+    return asyncio.run(_serve(settings, "ingest", roles, answer_s, ready, ended))
 
 
 def run_migrate(settings: MigrateSettings) -> int:
@@ -68,8 +77,17 @@ def _nothing(_: Sequence[int]) -> None:
     return None
 
 
+def _no_child() -> str | None:
+    return None
+
+
 async def _serve(
-    settings: Settings, role: str, roles: Sequence[Role], answer_s: float, ready: Ready
+    settings: Settings,
+    role: str,
+    roles: Sequence[Role],
+    answer_s: float,
+    ready: Ready = _nothing,
+    ended: Ended = _no_child,
 ) -> int:
     parts = Parts(settings=settings, keys=KeyRing(settings.auth_dir), health=Health())
     stop = _stop_on_signals()
@@ -90,14 +108,25 @@ async def _serve(
                 parts.health.started = True
                 logger.info("serving", extra={"role": role, "ports": server.ports})
                 ready(server.ports)
-            await stop.wait()
+            lost = await _until_stopped(stop, ended)
             parts.health.draining = True
             logger.info("draining", extra={"role": role})
             await server.stop_intake()
     finally:
         await server.close()
     logger.info("ended", extra={"role": role})
-    return 0
+    return 1 if lost else 0
+
+
+async def _until_stopped(stop: asyncio.Event, ended: Ended) -> str | None:
+    """Wait for the signal, or for the end of a child; returns its name."""
+    while not stop.is_set():
+        if lost := ended():
+            logger.error("a child process ended by itself", extra={"child": lost})
+            return lost
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _WATCH_S)
+    return None
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -120,6 +149,7 @@ async def _listen(server: Server) -> None:
 async def _open(stack: AsyncExitStack, role: Role, parts: Parts, stop: asyncio.Event) -> None:
     """Open a role's parts, again and again until they are there or the process is told to end."""
     pause_s = _FIRST_PAUSE_S
+    told = False
     while not stop.is_set():
         try:
             await stack.enter_async_context(role(parts))
@@ -131,7 +161,8 @@ async def _open(stack: AsyncExitStack, role: Role, parts: Parts, stop: asyncio.E
         except (
             Exception
         ):  # a catalog that is not migrated yet has no tables: also something to wait for
-            logger.exception("cannot start yet")
+            logger.warning("cannot start yet", exc_info=not told)
+            told = True
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

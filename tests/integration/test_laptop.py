@@ -223,6 +223,17 @@ def test_ready_names_its_dependencies(running: Laptop) -> None:
     assert answer["dependencies"] == {"catalog": "ok", "storage": "ok", "committer": "ok"}
 
 
+@pytest.mark.parametrize("victim", ["postgres", "python"], ids=["postgres", "sandbox"])
+def test_it_ends_with_an_error_when_a_part_of_it_dies(
+    folder: Path, tmp_path: Path, victim: str
+) -> None:
+    with laptop(folder, tmp_path / "log") as dev:
+        children = psutil.Process(dev.process.pid).children()
+        next(c for c in children if c.name().startswith(victim)).send_signal(signal.SIGKILL)
+
+        assert dev.process.wait(30) == 1
+
+
 def test_a_second_one_on_the_same_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     with laptop(folder, tmp_path / "log") as dev:
         second = dev.cli("dev", "--dir", str(folder), "--port", "0")

@@ -337,6 +337,29 @@ def test_a_start_without_the_catalog_waits_and_tells(
             assert pod.stop() == 0
 
 
+def test_a_process_waits_for_its_lake_to_be_made(
+    make_lake: Callable[..., Awaitable[Lake]],
+) -> None:
+    lake = asyncio.run(make_lake(migrated=False))
+    with tenant_of(lake) as tenant:
+        pod = tenant.start("serve", "ingest")
+        pod.wait(lambda: pod.call("GET", "/v1/ready")[0] == 503)
+
+        wanted = lake.migrate_settings
+        migrate = tenant.start(
+            "migrate",
+            DUCKMESH_TENANT_UID=wanted.tenant_uid,
+            DUCKMESH_ADMIN_DIR=str(wanted.admin_dir),
+            DUCKMESH_WRITER_LOGIN=wanted.writer,
+            DUCKMESH_MAINTENANCE_LOGIN=wanted.maintenance,
+            DUCKMESH_READER_LOGIN=wanted.reader,
+        )
+
+        assert migrate.process.wait(60) == 0
+        pod.wait(pod.is_ready)
+        assert pod.call("POST", "/v1/tables", TABLE)[0] == 201
+
+
 def test_an_outage_of_the_catalog_is_a_503_and_then_over(
     make_lake: Callable[..., Awaitable[Lake]], services_dir: Path
 ) -> None:

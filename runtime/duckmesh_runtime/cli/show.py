@@ -31,9 +31,9 @@ console = Console(highlight=False)
 
 def show_error(error: ApiError) -> None:
     """Code, message, what to do, trace id."""
-    error_console.print(Text(f"error {error.code}: {error.message}", style="bold red"))
+    error_console.print(Text(_harmless(f"error {error.code}: {error.message}"), style="bold red"))
     for item in error.rejected[:5]:
-        error_console.print(Text(f"  record {item.get('index')}: {item.get('message')}"))
+        error_console.print(Text(_harmless(f"  record {item.get('index')}: {item.get('message')}")))
     if hint := _HINTS.get(error.code):
         error_console.print(Text(f"  {hint}"))
     if error.trace_id:
@@ -114,4 +114,9 @@ def ingest_bar() -> Progress:
 
 
 def _cell(value: object) -> Text:
-    return Text("NULL", style="dim") if value is None else Text(str(value))
+    return Text("NULL", style="dim") if value is None else Text(_harmless(str(value)))
+
+
+def _harmless(text: str) -> str:
+    """Data cannot drive the terminal: control characters are shown, not sent."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

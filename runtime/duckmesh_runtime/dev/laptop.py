@@ -69,7 +69,8 @@ def run(folder: Path, *, port: int, connection_file: Path) -> int:
         lake = open_lake(folder)
         runtime_dir = stack.enter_context(_runtime_dir())
         settings = lake.settings(port=port, runtime_dir=runtime_dir)
-        stack.enter_context(_sandbox(settings))
+        click.echo("starting; the first time takes a few seconds", err=True)
+        sandbox = stack.enter_context(_sandbox(settings))
         postgres = stack.enter_context(_postgres(folder))
         asyncio.run(_prepare(lake, postgres))
 
@@ -79,7 +80,12 @@ def run(folder: Path, *, port: int, connection_file: Path) -> int:
             seconds = time.monotonic() - started
             click.echo(_welcome(lake, url, seconds, connection_file if saved else None))
 
-        return serve_all(settings, ready)
+        def ended() -> str | None:
+            if not postgres.running:
+                return "postgres"
+            return None if sandbox.poll() is None else "sandbox"
+
+        return serve_all(settings, ready, ended)
 
 
 async def _prepare(lake: LocalLake, postgres: PostgresServer) -> None:
@@ -128,7 +134,7 @@ def _postgres(folder: Path) -> Iterator[PostgresServer]:
 
 
 @contextmanager
-def _sandbox(settings: Settings) -> Iterator[None]:
+def _sandbox(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     query = settings.query
     environment = {
         "PATH": os.defpath,
@@ -149,7 +155,7 @@ def _sandbox(settings: Settings) -> Iterator[None]:
         start_new_session=True,  # Ctrl-C of a terminal goes to this process, which then ends its children in order
     )
     try:
-        yield
+        yield process
     finally:
         end(process, signal.SIGTERM, 10)
 

@@ -143,6 +143,26 @@ async def test_a_query_prints_a_table_and_its_snapshot(cli: Cli) -> None:
     assert "2 rows; snapshot 7" in result.stderr
 
 
+async def test_data_cannot_drive_the_terminal(cli: Cli, doors: Any) -> None:
+    doors.query.batches = [pa.RecordBatch.from_pydict({"n": ["\x1b[31mred\x07"]})]
+    doors.query.type_names = ["VARCHAR"]
+
+    result = await cli("query", "SELECT n")
+
+    assert "\x1b" not in result.stdout
+    assert "\\x1b[31mred\\x07" in result.stdout
+
+
+async def test_more_columns_than_the_terminal_is_wide_are_shown_down(cli: Cli, doors: Any) -> None:
+    names = [f"column_{i}" for i in range(30)]
+    doors.query.batches = [pa.RecordBatch.from_pydict({name: [7] for name in names})]
+    doors.query.type_names = ["BIGINT"] * 30
+
+    result = await cli("query", "SELECT *")
+
+    assert all(name in result.stdout for name in names)
+
+
 async def test_a_query_asks_for_a_token_and_limits(cli: Cli, doors: Any) -> None:
     token = str(Token(lake=LAKE, timeline=1, number=9))
 
