@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from duckmesh_runtime.__main__ import main
 from duckmesh_runtime.cli import connection
 from duckmesh_runtime.cli.client import ApiError, Client, Connection
+from duckmesh_runtime.cli.show import spark
 from duckmesh_runtime.domain.tokens import Token
 from duckmesh_runtime.errors import Invalid, Unavailable
 from tests.fakes.doors import LAKE, key
@@ -202,6 +203,30 @@ async def test_lag_tables_and_status_are_shown(cli: Cli) -> None:
     assert "id BIGINT" in tables.stdout
     assert json.loads(listed.stdout)[0]["name"] == "events"
     assert status.stdout.startswith("status: ok")
+
+
+async def test_lag_is_watched_until_it_cannot_be_read(cli: Cli, doors: Any) -> None:
+    real, times = doors.parts.bus.backlog, []
+
+    async def backlog() -> Any:
+        times.append(1)
+        if len(times) > 2:
+            raise Invalid("FORBIDDEN", "no longer")
+        return await real()
+
+    doors.parts.bus.backlog = backlog
+
+    result = await cli("lag", "-w")
+
+    assert (result.exit_code, len(times)) == (1, 3)
+    assert "history" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"), [([0, 0], "  "), ([0, 1, 8], " ▁█"), ([5], "█"), ([1, 1000], "▁█")]
+)
+def test_lag_is_drawn_as_high_as_its_part_of_the_largest(values: list[int], drawn: str) -> None:
+    assert spark(values) == drawn
 
 
 async def test_status_tells_of_a_lake_that_is_not_ready(cli: Cli, doors: Any) -> None:
