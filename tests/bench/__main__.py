@@ -11,6 +11,7 @@ import platform
 import statistics
 import sys
 import time
+import uuid
 from typing import Any
 
 from tests.bench.load import run
@@ -26,7 +27,10 @@ def main() -> None:
     print(
         f"Machine: {_machine()}; Kubernetes {_version(kube)}; Python {platform.python_version()}\n"
     )
-    tenants = [Tenant(kube, "bench", f"bench-{number}") for number in range(TENANTS)]
+    namespace = (
+        f"bench-{uuid.uuid4().hex[:6]}"  # earlier rows are retained and belong to earlier Tenants
+    )
+    tenants = [Tenant(kube, namespace, f"bench-{number}") for number in range(TENANTS)]
     try:
         _report_ready(tenants)
         for tenant in tenants[1:]:
@@ -34,7 +38,7 @@ def main() -> None:
         for tenant in tenants[1:]:
             tenant.wait("Suspended")
         _report_load(tenants[0])
-        _report_memory(kube)
+        _report_memory(kube, namespace)
     finally:
         tenants[0].delete()
 
@@ -78,7 +82,7 @@ def _report_load(tenant: Tenant) -> None:
     )
 
 
-def _report_memory(kube: Kube) -> None:
+def _report_memory(kube: Kube, namespace: str) -> None:
     """Working set of each container, from the kubelet."""
     node = kube.json("get", "nodes")["items"][0]["metadata"]["name"]
     summary = json.loads(
@@ -86,7 +90,7 @@ def _report_memory(kube: Kube) -> None:
     )
     print("| pod | container | memory MiB |\n|---|---|---|")
     for pod in sorted(summary["pods"], key=lambda p: str(p["podRef"]["name"])):
-        if pod["podRef"]["namespace"] in ("bench", SYSTEM):
+        if pod["podRef"]["namespace"] in (namespace, SYSTEM):
             for container in pod["containers"]:
                 size = container.get("memory", {}).get("workingSetBytes", 0) / 2**20
                 print(f"| {pod['podRef']['name']} | {container['name']} | {size:.0f} |")

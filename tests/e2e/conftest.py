@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.product import SYSTEM, Kube, Tenant, ensure_installed
-
-_numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,8 +39,8 @@ def kubectl(kube: Kube) -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def tenant(kube: Kube, request: pytest.FixtureRequest) -> Iterator[Tenant]:
     """A Tenant, not yet applied, in a namespace of its own."""
-    made = Tenant(kube, f"e2e-{next(_numbers)}", "shop")
-    kube.kubectl("delete", "namespace", made.namespace, "--ignore-not-found", timeout=120)
+    # A name of its own for each run: an earlier run's retained rows belong to that run's Tenant.
+    made = Tenant(kube, f"e2e-{uuid.uuid4().hex[:8]}", "shop")
     yield made
     report = getattr(request.node, "call_report", None)
     if report is not None and report.failed:

@@ -11,14 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from tests.e2e import cluster as clusters
 from tests.e2e import flights
-from tests.e2e.product import Kube, Tenant, ensure_installed
+from tests.e2e.product import Kube, Tenant, ensure_installed, hanging_store
 
 NAMESPACE = "demo"
 NAME = "flights"
+HANG_S = 7
 DATA = Path.home() / ".cache" / "duckmesh" / "demo" / "flights.parquet"
 
 
@@ -27,8 +29,11 @@ def main() -> None:
     parser.add_argument("what", choices=["up", "down"])
     if parser.parse_args().what == "down":
         clusters.down()
-    else:
+        return
+    try:
         Demo().run()
+    except (AssertionError, clusters.ClusterError) as error:
+        raise SystemExit(f"the demo stopped: {error}") from error
 
 
 class Demo:
@@ -45,7 +50,6 @@ class Demo:
         tenant.apply()
         tenant.wait("Ready")
         print(tenant.row(), flush=True)
-        self._say(f"3/5 {flights.ROWS:,} flights in, lag as kubectl shows it")
         data = flights.write_parquet(DATA)
         with tenant.door() as url:
             token = self._ingest(tenant, url, data)
@@ -58,46 +62,56 @@ class Demo:
         print(f"[{time.monotonic() - self._start:6.1f} s] {text}", flush=True)
 
     def _ingest(self, tenant: Tenant, url: str, data: Path) -> str:
-        """Run the command line with its progress bar, and `kubectl get tenants` beside it."""
+        """Run the command line with its progress bar, and `kubectl get tenants` beside it.
+
+        The first time the object store hangs for some seconds, so that there is a lag to see: writes are acknowledged
+        all the same, since they are durable in the bus.
+        """
+        hang_s = 0 if tenant.read()["status"]["ingest"].get("watermark") else HANG_S
+        self._say(f"3/5 {flights.ROWS:,} flights in, lag as kubectl shows it")
+        if hang_s:
+            self._say(
+                f"    the object store hangs for the first {hang_s} s: rows are taken, lag rises; then it falls"
+            )
         done = threading.Event()
         watcher = threading.Thread(target=_show_lag, args=(tenant, done))
         watcher.start()
-        command = [str(Path(sys.executable).parent / "duckmesh"), "--url", url, "ingest", str(data)]
         try:
-            run = subprocess.run(
-                [*command, "--table", "flights", "--create", "--output", "json"],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=False,
-                env=tenant.kube.env() | {"DUCKMESH_API_KEY": tenant.admin_key()},
-            )
+            with hanging_store(tenant.kube) if hang_s else nullcontext():
+                run = self._duckmesh(
+                    tenant, url, "ingest", str(data), "--table", "flights", "--create"
+                )
+                done.wait(hang_s)
         finally:
             done.set()
             watcher.join()
-        if run.returncode:
-            raise SystemExit("the ingest failed; see the lines above")
-        return str(json.loads(run.stdout)["token"])
+        return str(json.loads(run)["token"])
 
-    def _query(self, tenant: Tenant, url: str, token: str) -> None:
-        command = [
-            str(Path(sys.executable).parent / "duckmesh"),
-            "--url",
-            url,
-            "query",
-            flights.SQL.strip(),
-        ]
-        env = tenant.kube.env() | {"DUCKMESH_API_KEY": tenant.admin_key()}
-        asked = time.monotonic()
+    def _duckmesh(self, tenant: Tenant, url: str, *args: str) -> str:
+        """What the command line prints; its progress goes to the terminal."""
         run = subprocess.run(
-            [*command, "--token", token, "--output", "json"],
-            capture_output=True,
+            [
+                str(Path(sys.executable).parent / "duckmesh"),
+                "--url",
+                url,
+                *args,
+                "--output",
+                "json",
+            ],
+            stdout=subprocess.PIPE,
             text=True,
             check=False,
-            env=env,
+            env=tenant.kube.env() | {"DUCKMESH_API_KEY": tenant.admin_key()},
         )
         if run.returncode:
-            raise SystemExit(run.stderr)
-        answer = json.loads(run.stdout)
+            raise SystemExit(f"duckmesh {args[0]} failed; see the lines above")
+        return run.stdout
+
+    def _query(self, tenant: Tenant, url: str, token: str) -> None:
+        asked = time.monotonic()
+        answer = json.loads(
+            self._duckmesh(tenant, url, "query", flights.SQL.strip(), "--token", token)
+        )
         took_ms = (time.monotonic() - asked) * 1000
         want = flights.expected()
         for row in answer["rows"][:3]:
@@ -140,17 +154,18 @@ def _plain(value: object) -> object:
 
 
 def _show_lag(tenant: Tenant, done: threading.Event) -> None:
-    """Print the Tenant's row whenever its LAG or WORKERS changes, until it is back at rest."""
-    last, deadline = "", time.monotonic() + 60
+    """Print what `kubectl get tenants` shows whenever it changes, until all is visible again."""
+    last: list[str] = []
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         header, row = tenant.row(wide=False).splitlines()[:2]
-        if row.split()[:4] != last.split()[:4]:
-            print(f"    {header}\n    {row}" if not last else f"    {row}", flush=True)
-            last = row
-        lag = tenant.read().get("status", {}).get("ingest", {})
-        if done.is_set() and not lag.get("pendingRows"):
+        shown = row.split()[:4]
+        if shown != last:
+            print(row if last else f"{header}\n{row}", flush=True)
+            last = shown
+        if done.is_set() and shown[3] == "0s":
             return
-        done.wait(0.3)
+        time.sleep(0.3)
 
 
 if __name__ == "__main__":

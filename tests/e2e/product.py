@@ -160,7 +160,9 @@ class Tenant:
         def holds() -> bool:
             generation = self.read()["metadata"]["generation"]
             found = self.condition(kind)
-            return found.get("status") == value and found.get("observedGeneration") == generation
+            holds = found.get("status") == value and found.get("observedGeneration") == generation
+            assert holds, f"{found.get('reason')}: {found.get('message')}"
+            return holds
 
         wait_for(f"{kind}={value} on {self.namespace}/{self.name}", holds, timeout_s)
 
@@ -214,6 +216,25 @@ def port_forward(kube: Kube, namespace: str, target: str, port: int) -> Iterator
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+_SIGNAL = """
+import os, pathlib, signal
+for found in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    if b"/weed\\0" in found.read_bytes():
+        os.kill(int(found.parent.name), signal.{name})
+"""
+
+
+@contextmanager
+def hanging_store(kube: Kube) -> Iterator[None]:
+    """The trial object store hangs: it takes connections and answers nothing."""
+    pod = ("exec", "-n", SYSTEM, "duckmesh-devservices-0", "--", "python3", "-c")
+    kube.kubectl(*pod, _SIGNAL.format(name="SIGSTOP"))
+    try:
+        yield
+    finally:
+        kube.kubectl(*pod, _SIGNAL.format(name="SIGCONT"))
 
 
 def duckmesh(
