@@ -1,0 +1,165 @@
+"""Who commits, decided by a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from duckmesh_runtime.adapters import election as adapter
+from duckmesh_runtime.adapters.election import PostgresElection
+from tests.lakes import LakeView, eventually, writer_pool
+from tests.services import Lake
+
+SOON_S = 20  # a busy machine
+
+
+@asynccontextmanager
+async def candidate(lake: Lake, holder: str) -> AsyncIterator[PostgresElection]:
+    async with writer_pool(lake) as pool:
+        subject = PostgresElection(
+            lake=lake.name,
+            secret_dir=lake.writer_dir,
+            holder=holder,
+            address=f"{holder}:8080",
+            pool=pool,
+        )
+        try:
+            yield subject
+        finally:
+            await subject.close()
+
+
+async def _is_waiting(lake: Lake) -> bool:
+    """Whether a candidate has asked in vain."""
+    name = f"duckmesh:{lake.name}:standby"
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND query LIKE '%try_advisory%'"
+    return bool(await LakeView(lake).fetchval(query, name))
+
+
+async def test_the_first_candidate_is_elected_and_can_be_found(lake: Lake) -> None:
+    async with candidate(lake, "one") as one:
+        term = await asyncio.wait_for(one.campaign(), SOON_S)
+
+        assert term.epoch == await LakeView(lake).epoch() == 1
+        await eventually(lambda: _address_is(one, "one:8080"))
+
+
+async def _address_is(election: PostgresElection, address: str | None) -> bool:
+    return await election.committer_address() == address
+
+
+async def test_of_two_candidates_one_is_elected(lake: Lake) -> None:
+    async with candidate(lake, "one") as one, candidate(lake, "two") as two:
+        campaigns = [asyncio.create_task(each.campaign()) for each in (one, two)]
+        done, waiting = await asyncio.wait(campaigns, return_when=asyncio.FIRST_COMPLETED)
+        await eventually(lambda: _is_waiting(lake))
+
+        assert (len(done), len(waiting)) == (1, 1)
+        assert await LakeView(lake).epoch() == 1
+        waiting.pop().cancel()
+        await asyncio.wait(campaigns)
+
+
+async def test_a_released_role_is_taken_within_a_second(lake: Lake) -> None:
+    async with candidate(lake, "one") as one, candidate(lake, "two") as two:
+        first = await asyncio.wait_for(one.campaign(), SOON_S)
+        campaign = asyncio.create_task(two.campaign())
+        await eventually(lambda: _is_waiting(lake))
+
+        started = time.monotonic()
+        await one.release()
+        second = await asyncio.wait_for(campaign, SOON_S)
+        took = time.monotonic() - started
+
+        assert first.lost.is_set()
+        assert second.epoch == 2
+        assert took < 1.5  # one second, and room for a busy machine
+
+
+async def test_a_holder_whose_connection_died_is_followed_before_its_heartbeat_expires(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "BEAT_TTL_S", 3600.0)
+    async with candidate(lake, "one") as one, candidate(lake, "two") as two:
+        first = await asyncio.wait_for(one.campaign(), SOON_S)
+        campaign = asyncio.create_task(two.campaign())
+        await eventually(lambda: _is_waiting(lake))
+
+        await LakeView(lake).fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+            f"dm:{lake.name}:w:1",
+        )
+        second = await asyncio.wait_for(campaign, SOON_S)
+
+        assert second.epoch == 2
+        await asyncio.wait_for(first.lost.wait(), SOON_S)
+
+
+async def test_a_holder_that_stops_beating_is_followed_though_it_is_connected(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "BEAT_TTL_S", 0.2)
+    monkeypatch.setattr(adapter, "BEAT_INTERVAL_S", 3600.0)
+    async with candidate(lake, "hangs") as one, candidate(lake, "two") as two:
+        await asyncio.wait_for(one.campaign(), SOON_S)
+
+        second = await asyncio.wait_for(two.campaign(), SOON_S)
+
+        assert second.epoch == 2
+
+
+async def test_a_followed_holder_learns_it_at_its_next_beat(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "BEAT_INTERVAL_S", 0.05)
+    async with candidate(lake, "one") as one:
+        first = await asyncio.wait_for(one.campaign(), SOON_S)
+        await LakeView(lake).fetch("SELECT duckmesh.take_over($1, 'w')", lake.name)
+
+        await asyncio.wait_for(first.lost.wait(), SOON_S)
+
+
+async def test_a_take_over_from_an_older_epoch_takes_nothing(lake: Lake) -> None:
+    async with writer_pool(lake) as pool:
+        query = "SELECT duckmesh.take_over($1, 'w', 1000, $2)"
+
+        assert await pool.fetchval(query, lake.name, 0) == 1
+        assert await pool.fetchval(query, lake.name, 0) is None
+        assert await LakeView(lake).epoch() == 1
+
+
+async def test_a_take_over_ends_a_holder_that_stopped_inside_a_commit(lake: Lake) -> None:
+    holder = await asyncpg.connect(
+        (lake.writer_dir / "dsn").read_text().strip(),
+        server_settings={"application_name": f"dm:{lake.name}:w:0"},
+    )
+    try:
+        await holder.execute("BEGIN")
+        # As a commit does, which holds the lease's row to its end.
+        await holder.execute("SELECT duckmesh.advance($1, 0, 0, 0)", lake.name)
+        async with candidate(lake, "two") as two:
+            term = await asyncio.wait_for(two.campaign(), SOON_S)
+            assert term.epoch == 1
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await holder.execute("COMMIT")
+    finally:
+        await holder.close()
+
+
+async def test_a_campaign_waits_for_a_lake_that_is_not_made(lake: Lake) -> None:
+    await LakeView(lake).fetch(
+        "UPDATE duckmesh.lease SET lake = 'elsewhere' WHERE lake = $1", lake.name
+    )
+    async with candidate(lake, "one") as one:
+        campaign = asyncio.create_task(one.campaign())
+        await eventually(lambda: _is_waiting(lake))
+        assert not campaign.done()
+
+        back = "UPDATE duckmesh.lease SET lake = $1 WHERE lake = 'elsewhere'"
+        await LakeView(lake).fetch(back, lake.name)
+        assert (await asyncio.wait_for(campaign, SOON_S)).epoch == 1
