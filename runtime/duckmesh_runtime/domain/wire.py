@@ -28,6 +28,9 @@ MAX_BODY_BYTES: Final = 64 * 2**20
 BUFFER_BYTES: Final = 4 * 2**20
 """What an asyncio reader holds before it stops its sender; with the default of 64 KiB a batch takes many turns."""
 
+_ARROW_BYTES: Final = 2**20
+"""Room in a body for what an IPC stream has besides the values: schema and padding."""
+
 _HEADER: Final = struct.Struct(">BI")
 
 
@@ -147,11 +150,11 @@ def encode_rows(batch: pa.RecordBatch) -> list[bytes]:
     Raises:
         WireError: A single row does not fit a frame.
     """
-    body = _stream(batch.schema, batch)
-    if len(body) <= MAX_BODY_BYTES:
-        return [encode(Kind.ROWS, body)]
-    if batch.num_rows == 1:
-        raise WireError(f"a row of {len(body)} bytes is too long")
+    if batch.num_rows == 1 and batch.nbytes > MAX_BODY_BYTES:
+        raise WireError(f"a row of {batch.nbytes} bytes is too long")
+    # Its length is known before, so that a large batch is not copied to find out.
+    if batch.nbytes <= MAX_BODY_BYTES - _ARROW_BYTES or batch.num_rows == 1:
+        return [encode(Kind.ROWS, _stream(batch.schema, batch))]
     half = batch.num_rows // 2
     return encode_rows(batch.slice(0, half)) + encode_rows(batch.slice(half))
 

@@ -24,6 +24,7 @@ from duckmesh_runtime.domain import sqlgate, wire
 from duckmesh_runtime.domain.lakesql import LAKE, quote_text
 from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.sandbox import landlock
+from duckmesh_runtime.sandbox.failures import clean
 
 EXTENSIONS: Final = ("ducklake", "httpfs")
 BATCH_ROWS: Final = 16_384
@@ -167,8 +168,9 @@ class Engine:
             tree = json.loads(text)
         except RecursionError:
             raise sqlgate.refused("the statement is nested too deeply", "nest less") from None
-        if tree.get("error") or len(tree["statements"]) != 1:
-            raise sqlgate.refused("the statement cannot be checked")
+        if tree.get("error"):
+            reason = clean(str(tree.get("error_message")))
+            raise sqlgate.refused(f"the statement cannot be checked ({reason})")
         sqlgate.check_tree(tree, self._rules)
 
     def _lock(self, data_url: str) -> None:

@@ -135,6 +135,7 @@ def test_a_batch_brings_its_own_dictionary() -> None:
 
 def test_a_large_batch_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_BODY_BYTES", 4_000)
+    monkeypatch.setattr(wire, "_ARROW_BYTES", 1_000)
     batch = pa.record_batch({"t": [str(n) * 700 for n in range(9)]})
 
     frames = wire.encode_rows(batch)
