@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from duckmesh_runtime import log
-from duckmesh_runtime.errors import DuckmeshError, Invalid
+from duckmesh_runtime.errors import DuckmeshError, Invalid, Unauthorized
 from duckmesh_runtime.web import health, ingest, nudge, query, tables
 from duckmesh_runtime.web.auth import Role, check_role
 from duckmesh_runtime.web.errors import (
@@ -24,6 +26,8 @@ from duckmesh_runtime.web.errors import (
 from duckmesh_runtime.web.parts import PARTS, Parts, parts_of
 
 logger = logging.getLogger(__name__)
+
+Expecting = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
 ANYONE: Final = frozenset(Role)
 """Any valid key."""
@@ -107,7 +111,7 @@ def build_api(parts: Parts, *, role: str) -> web.Application:
     for route in ROUTES:
         if role == "ingest" or route.on_query:
             app.router.add_route(
-                route.method, route.path, _guarded(route), expect_handler=_expect_continue
+                route.method, route.path, _guarded(route), expect_handler=_expecting(route)
             )
     for path, handler in health.handlers(parts.health).items():
         if path.startswith("/v1/"):
@@ -127,24 +131,35 @@ def build_metrics(parts: Parts) -> web.Application:
 
 def _guarded(route: Route) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
-        parts = parts_of(request)
-        if route.roles:
-            check_role(parts.keys.identify(request.headers), route.roles)
-        else:
-            parts.keys.check_internal(request.headers, nudge.HEADER, parts.settings.lake)
+        _check_caller(route, request)
         return await route.handler(request)
 
     return handler
 
 
-async def _expect_continue(request: web.Request) -> web.StreamResponse | None:
-    """Let a client send its body only when its key is good: it asked before sending."""
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        return error_response(Invalid("VALIDATION_FAILED", "Expect: want 100-continue"), status=417)
-    if request.transport is not None:
-        await request.writer.drain()
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    return None
+def _check_caller(route: Route, request: web.Request) -> None:
+    parts = parts_of(request)
+    if route.roles:
+        check_role(parts.keys.identify(request.headers), route.roles)
+    else:
+        parts.keys.check_internal(request.headers, nudge.HEADER, parts.settings.lake)
+
+
+def _expecting(route: Route) -> Expecting:
+    """Answer `Expect: 100-continue`: whose key is not good need not send the body."""
+
+    async def expect(request: web.Request) -> web.StreamResponse | None:
+        if request.headers.get("Expect", "").lower() != "100-continue":
+            return error_response(
+                Invalid("VALIDATION_FAILED", "Expect: want 100-continue"), status=417
+            )
+        with suppress(Unauthorized):  # the handler says so
+            _check_caller(route, request)
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer itself has not begun
+        return None
+
+    return expect
 
 
 async def _finish(request: web.Request, response: web.StreamResponse) -> None:

@@ -224,6 +224,35 @@ async def test_what_is_no_http_gets_a_json_error(doors: Any, raw: bytes) -> None
     assert json.loads(body)["error_code"] == "VALIDATION_FAILED"
 
 
+@pytest.mark.parametrize(
+    ("holder", "expect", "first"),
+    [
+        pytest.param("admin", "100-continue", b"HTTP/1.1 100 Continue", id="good key"),
+        pytest.param("stranger", "100-continue", b"HTTP/1.1 401 ", id="wrong key"),
+        pytest.param("admin", "a-miracle", b"HTTP/1.1 417 ", id="unknown expectation"),
+    ],
+)
+async def test_a_client_that_asks_first_learns_whether_to_send_its_body(
+    doors: Any, holder: str, expect: str, first: bytes
+) -> None:
+    body = json.dumps({"records": [ROW]}).encode()
+    reader, writer = await asyncio.open_connection(*_address(doors))
+    writer.write(
+        f"POST {INGEST} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key(holder)}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"Expect: {expect}\r\n\r\n".encode()
+    )
+    answer = await asyncio.wait_for(reader.readline(), 10)
+    if b"100" in answer:
+        await reader.readline()
+        writer.write(body)
+        assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
+    writer.close()
+    await writer.wait_closed()
+
+    assert answer.startswith(first)
+
+
 async def test_a_broken_chunked_body_is_refused(doors: Any) -> None:
     reader, writer = await asyncio.open_connection(*_address(doors))
     writer.write(
