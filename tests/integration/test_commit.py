@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from duckmesh_runtime.adapters.postgres_bus import PostgresBus
 from duckmesh_runtime.dev.postgres import PostgresServer
 from duckmesh_runtime.domain.schema import ColumnDef, TableDef
 from duckmesh_runtime.errors import Unavailable
+from duckmesh_runtime.services.commit import Committer
 from tests.lakes import (
     EVENTS,
     LakeView,
@@ -105,6 +107,45 @@ async def test_rows_of_a_table_that_is_not_there_are_set_aside(
     query = f"SELECT row_count FROM {lake.name}_bus.dead_letter"
     assert await LakeView(lake).fetchval(query) == 2
     assert LakeView(lake).ids() == []
+
+
+async def test_a_store_that_refuses_delays_rows_and_loses_none(make_lake: MakeLake) -> None:
+    lake = await make_lake(store="s3")
+    assert lake.store.secret_dir is not None
+    secret = lake.store.secret_dir / "secret-access-key"
+    right = secret.read_text()
+    view = LakeView(lake)
+    async with writer_pool(lake) as pool, committer_of(lake) as committer, running(committer):
+        bus = PostgresBus(pool, lake.name)
+        await view.visible(await send(bus, append_create(EVENTS, version=0)))
+
+    secret.write_text("wrong")
+    async with writer_pool(lake) as pool, committer_of(lake) as committer, running(committer):
+        last = await send(PostgresBus(pool, lake.name), append_rows([1, 2], version=1))
+        await eventually(lambda: _tried(committer))
+        assert await view.token() == 1
+        secret.write_text(right)
+        await view.visible(last)
+
+    assert view.ids() == [1, 2]
+
+
+async def _tried(committer: Committer) -> bool:
+    """Whether a commit has failed and is going to be redone."""
+    return committer.active and committer.backing_off
+
+
+async def test_a_partitioned_table_is_laid_out_by_its_columns(lake: Lake, bus: PostgresBus) -> None:
+    table = replace(EVENTS, partition_by=("id",))
+    await send(bus, append_create(table, version=0))
+    last = await send(bus, append_rows([1, 2, 3], version=1))
+
+    async with committer_of(lake) as committer, running(committer):
+        await LakeView(lake).visible(last)
+
+    assert LakeView(lake).ids() == [1, 2, 3]
+    query = f"SELECT count(*) FROM {lake.name}.ducklake_data_file WHERE partition_id IS NOT NULL"
+    assert await LakeView(lake).fetchval(query) == 3
 
 
 async def test_handing_over_lets_a_sibling_commit_within_a_second(

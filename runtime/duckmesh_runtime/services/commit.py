@@ -110,6 +110,11 @@ class Committer:
         """Whether this process is the committer now."""
         return self._active
 
+    @property
+    def backing_off(self) -> bool:
+        """Whether the last thing tried failed, so that the next try waits."""
+        return self._pause_s > 0
+
     def nudge(self) -> None:
         """Say that input was accepted. Cheap; safe from any task of the loop."""
         self._rhythm.arrived(time.monotonic())
