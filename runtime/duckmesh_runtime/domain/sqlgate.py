@@ -143,7 +143,7 @@ def check_tree(tree: object, rules: Rules) -> None:
         kind = item.get("type")
         if "function_name" in item:
             if item.get("class") not in ("FUNCTION", "WINDOW"):
-                raise refused("a part of the statement is not known", _ALLOWED)
+                raise refused("a part of the statement is not known")
         elif kind == "BASE_TABLE":
             _check_table(item, rules)
         elif kind == "SHOW_REF":
@@ -158,15 +158,17 @@ def refused(problem: str, allowed: str = _ALLOWED) -> Invalid:
 
 
 def _check_shape(item: Mapping[str, object]) -> None:
-    kind = item.get("type")
-    if "class" in item and item["class"] not in _EXPRESSIONS:
+    kind = str(item.get("type"))
+    if "class" in item and str(item["class"]) not in _EXPRESSIONS:
         raise refused(f"{item['class']} expressions are not allowed")
-    if isinstance(kind, str) and kind.endswith("_NODE") and kind not in _NODES:
+    if kind.endswith("_NODE") and kind not in _NODES:
         raise refused("a statement inside the SELECT is not allowed")
     for key in _TABLE_KEYS:
         table = item.get(key)
-        if _is_dict(table) and "class" not in table and table.get("type") not in _TABLES:
-            raise refused(f"{table.get('type')} is not allowed as a table")
+        if _is_dict(table) and "class" not in table:
+            found = str(table.get("type"))
+            if found not in _TABLES and found not in _NODES:  # both sides of UNION are nodes
+                raise refused(f"{found} is not allowed as a table")
 
 
 def _check_table(item: Mapping[str, object], rules: Rules) -> None:
@@ -196,7 +198,9 @@ def _check_table(item: Mapping[str, object], rules: Rules) -> None:
 
 def _check_show(item: Mapping[str, object]) -> None:
     if "query" not in item and (
-        item.get("table_name") not in _SHOWN or item.get("catalog_name") or item.get("schema_name")
+        str(item.get("table_name")) not in _SHOWN
+        or item.get("catalog_name")
+        or item.get("schema_name")
     ):
         raise refused("this SHOW is not allowed", "use SHOW TABLES, SHOW ALL TABLES or DESCRIBE")
 
