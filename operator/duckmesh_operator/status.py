@@ -448,6 +448,8 @@ def _compaction(s: Situation) -> Condition:
 
 
 def _unknown(s: Situation) -> tuple[str, str]:
+    if s.installed is False:
+        return "NotReported", "There is no lake yet; it is made before the workers start."
     if s.track is not None and s.track.report.error:
         return (
             "LakeUnreadable",

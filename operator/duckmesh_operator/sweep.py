@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 #: drained long before.
 RETIRE_EVERY_S: Final = 300.0
 
+#: SQLSTATEs of a missing table and a missing schema.
+_NOT_THERE: Final = ("42P01", "3F000")
+
 
 class SweptCatalog(Protocol):
     """The part of a catalog that the sweep needs; `catalog.Catalog` is one."""
@@ -101,7 +104,9 @@ class Sweeper:
         for report in reports:
             if report.error and report.lake not in self._unreadable:
                 extra = {"lake": report.lake, "tenant": report.tenant, "error": report.error}
-                logger.warning("lake unreadable", extra=extra)
+                # A lake that is being made has no tables yet.
+                level = logging.INFO if report.error.startswith(_NOT_THERE) else logging.WARNING
+                logger.log(level, "lake unreadable", extra=extra)
         self._unreadable = {report.lake for report in reports if report.error} | {
             lake for lake in self._unreadable if lake not in {report.lake for report in reports}
         }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from duckmesh_operator.manifest import Manifest, text_at
-from duckmesh_operator.names import DEPLOYMENT, REVISION, child
+from duckmesh_operator.names import DEPLOYMENT, LABEL_COMPONENT, REVISION, child
 from duckmesh_operator.plan import is_ours
 from duckmesh_operator.specs.context import Context, seal
 from duckmesh_operator.specs.deployment import build_deployment
@@ -124,6 +124,6 @@ def _stale(ours: Sequence[Manifest], component: str, newest: int) -> list[Manife
     return [
         item
         for item in ours
-        if text_at(item, "metadata", "labels", "app.kubernetes.io/component") == component
+        if text_at(item, "metadata", "labels", LABEL_COMPONENT) == component
         and parse_revision(item).number <= newest - _KEPT
     ]
