@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,80 +171,103 @@ async def test_handing_over_lets_a_sibling_commit_within_a_second(
     assert took < 1.5  # one second, and room for a busy machine
 
 
-async def test_a_killed_committer_is_followed_and_nothing_is_lost_or_twice(
-    lake: Lake, bus: PostgresBus
-) -> None:
-    chance = random.Random(7)  # noqa: S311 - repeatable, not secret
-    view = LakeView(lake)
-    number = await send(bus, append_create(EVENTS, version=0))
-    sent: list[int] = []
-    slowest = 0.0
+TAKE_OVER_S = 5.0
+SLACK_S = 2.0
+"""Of a busy test machine."""
 
-    async def stream(until: float) -> int:
+
+class Feed:
+    """Rows with the ids 0, 1, 2, ... in groups of random size.
+
+    Attributes:
+        sent: Every id that was accepted.
+    """
+
+    def __init__(self, bus: PostgresBus, seed: int) -> None:
+        self._bus = bus
+        self._chance = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self.sent: list[int] = []
+
+    async def send(self, groups: int = 1) -> int:
         last = 0
-        while not sent or time.monotonic() < until:
-            ids = range(len(sent), len(sent) + chance.randint(1, 400))
-            sent.extend(ids)
-            last = await send(bus, append_rows(ids, version=1))
+        for _ in range(groups):
+            ids = range(len(self.sent), len(self.sent) + self._chance.randint(1, 400))
+            last = await send(self._bus, append_rows(ids, version=1))
+            self.sent.extend(ids)
         return last
 
-    for turn in range(6):
-        with committer_process(lake, f"victim-{turn}") as process:
-            await view.visible(number)
-            await stream(time.monotonic() + chance.uniform(0.1, 0.6))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            number = await stream(0)
-        started = time.monotonic()
-        with committer_process(lake, f"heir-{turn}"):
-            before = await view.epoch()
-            number = await stream(0) or number
-            await eventually(lambda old=before: _moved(view, old))
-            slowest = max(slowest, time.monotonic() - started)
-            number = await send(bus, append_rows([len(sent)], version=1))
-            sent.append(len(sent))
-            await view.visible(number)
-
-    assert view.ids() == sent
-    assert slowest < 5
+    async def until(self, done: asyncio.Event) -> None:
+        while not done.is_set():
+            await self.send()
 
 
-async def _moved(view: LakeView, epoch: int) -> bool:
-    return await view.epoch() > epoch
+async def _standby_waits(view: LakeView, lake: Lake) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND query LIKE '%try_advisory%'"
+    return bool(await view.fetchval(query, f"duckmesh:{lake.name}:standby"))
+
+
+async def _followed(view: LakeView, epoch: int) -> float:
+    """Seconds until another epoch is there."""
+    started = time.monotonic()
+
+    async def moved() -> bool:
+        return await view.epoch() > epoch
+
+    await eventually(moved)
+    return time.monotonic() - started
+
+
+async def test_killed_committers_are_followed_and_nothing_is_lost_or_twice(
+    lake: Lake, bus: PostgresBus
+) -> None:
+    view, feed, took = LakeView(lake), Feed(bus, 7), []
+    await send(bus, append_create(EVENTS, version=0))
+    with ExitStack() as stack:
+        holder = stack.enter_context(committer_process(lake, "0"))
+        for turn in range(1, 6):
+            await view.visible(await feed.send())
+            heir = stack.enter_context(committer_process(lake, str(turn)))
+            await eventually(lambda: _standby_waits(view, lake))
+            done = asyncio.Event()
+            feeding = asyncio.create_task(feed.until(done))
+            before = await view.token()
+            await view.visible(before + 1 + turn * 300)
+            epoch = await view.epoch()
+            holder.send_signal(signal.SIGKILL)
+            took.append(await _followed(view, epoch))
+            done.set()
+            await feeding
+            holder = heir
+        await view.visible(await feed.send())
+
+    assert view.ids() == feed.sent
+    assert max(took) < TAKE_OVER_S
 
 
 async def test_a_stopped_and_revived_committer_changes_nothing(
     lake: Lake, bus: PostgresBus
 ) -> None:
-    view = LakeView(lake)
-    sent: list[int] = []
+    view, feed = LakeView(lake), Feed(bus, 3)
     await send(bus, append_create(EVENTS, version=0))
-
-    async def stream(count: int) -> int:
-        last = 0
-        for _ in range(count):
-            ids = range(len(sent), len(sent) + 50)
-            sent.extend(ids)
-            last = await send(bus, append_rows(ids, version=1))
-        return last
-
     with committer_process(lake, "zombie") as zombie:
-        await view.visible(await stream(5))
-        first_epoch = await view.epoch()
-        feeding = asyncio.create_task(stream(200))
-        await asyncio.sleep(0)
-        os.kill(zombie.pid, signal.SIGSTOP)
-        stopped = time.monotonic()
+        await view.visible(await feed.send())
         with committer_process(lake, "heir"):
-            await eventually(lambda: _moved(view, first_epoch))
-            took = time.monotonic() - stopped
-            os.kill(zombie.pid, signal.SIGCONT)
-            last = await feeding
-            await view.visible(last)
-            await view.visible(await stream(20))
+            await eventually(lambda: _standby_waits(view, lake))
+            done = asyncio.Event()
+            feeding = asyncio.create_task(feed.until(done))
+            await view.visible(await view.token() + 500)
+            epoch = await view.epoch()
+            zombie.send_signal(signal.SIGSTOP)
+            took = await _followed(view, epoch)
+            await view.visible(await view.token() + 500)
+            zombie.send_signal(signal.SIGCONT)
+            await view.visible(await view.token() + 500)
+            done.set()
+            await feeding
+            await view.visible(await feed.send())
 
-    assert view.ids() == sent
-    assert took < 8  # the heartbeat's 3 s, the take-over, and a process start on a busy machine
+    assert view.ids() == feed.sent
+    assert took < TAKE_OVER_S + SLACK_S
 
 
 async def test_postgres_killed_under_load_loses_nothing_and_repeats_nothing(

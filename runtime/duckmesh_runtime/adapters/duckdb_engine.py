@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Final, TypeVar
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import duckdb
 
@@ -63,6 +65,8 @@ def connect(
             "autoload_known_extensions": False,
             "threads": threads,
             "memory_limit": f"{memory_bytes // 2**20}MiB",
+            # Made when data is spilled, and each instance's own: their files have the same names.
+            "temp_directory": str(Path(gettempdir()) / f"duckmesh-{uuid4().hex}"),
             # A person's stored secrets are not ours. They cannot be forbidden: DuckLake asks for their storage.
             "secret_directory": _NO_FOLDER,
         },

@@ -130,7 +130,7 @@ async def test_the_poll_finds_input_that_nobody_told_of(
 
 
 async def test_entries_wait_for_each_other_within_the_interval() -> None:
-    world = World(BatchSettings(min_interval_ms=100, max_delay_ms=200))
+    world = World(BatchSettings(min_interval_ms=500, max_delay_ms=1000))
     async with world.running():
         await world.visible(await world.send(1))
         for number in range(2, 12):
