@@ -214,14 +214,14 @@ class DuckLakeWriter:
                 token, epoch, committed_at = await self._pool.fetchrow(_TRUTH, self._lake)
         except Unavailable:
             return CommitResult(outcome=CommitOutcome.REREAD, error="the catalog does not answer")
-        if failure is None:
-            if token == prev != tok:
-                # Nothing changed in the lake, so DuckLake made no snapshot and no trigger fired.
-                return await self._call(_ADVANCE, prev, tok)
+        if failure is None and token >= tok:
             return CommitResult(outcome=CommitOutcome.DONE, committed_at=committed_at)
+        if failure is None and token == prev:
+            # Nothing changed in the lake, so DuckLake made no snapshot and no trigger fired.
+            return await self._call(_ADVANCE, prev, tok)
         if epoch != self._epoch:
             return CommitResult(outcome=CommitOutcome.FENCED)
-        if token != prev:
+        if failure is None or token != prev:
             return CommitResult(outcome=CommitOutcome.REREAD, error="the watermark has moved")
         return _judge(failure)
 

@@ -1,0 +1,88 @@
+"""The DuckLake writer where only the real thing can tell; what every `LakeWriter` does is in tests/contract."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+import pytest
+
+from duckmesh_runtime.adapters.ducklake import open_writer
+from duckmesh_runtime.errors import Unavailable
+from duckmesh_runtime.ports import CommitOutcome, TableRows
+from tests.lakes import EVENTS, LakeView, elected_writer, rows_of, writer_pool
+from tests.services import Lake
+
+
+def events(*ids: int) -> list[TableRows]:
+    return [TableRows(table="events", rows=rows_of(ids))]
+
+
+async def test_a_commit_without_effect_is_not_done_when_a_successor_has_come_less_far(
+    lake: Lake,
+) -> None:
+    """No trigger fires for it, and the watermark has moved: to call it done would lose what is between."""
+    async with elected_writer(lake) as writer, writer_pool(lake) as pool:
+        await writer.create_table(0, 1, EVENTS)
+        await pool.execute("SELECT duckmesh.take_over($1, 'w')", lake.name)
+        await pool.execute("SELECT duckmesh.advance($1, 2, 1, 7)", lake.name)
+
+        result = await writer.commit_rows(1, 10, events())
+
+    assert result.outcome is CommitOutcome.FENCED
+    assert await LakeView(lake).token() == 7
+
+
+async def test_the_same_writer_goes_on_after_its_connections_were_ended(lake: Lake) -> None:
+    async with elected_writer(lake) as writer:
+        await writer.create_table(0, 1, EVENTS)
+        await LakeView(lake).fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE starts_with(application_name, $1)",
+            f"dm:{lake.name}:w:",
+        )
+
+        outcomes = [(await writer.commit_rows(1, 2, events(5))).outcome for _ in range(3)]
+
+    assert outcomes.count(CommitOutcome.DONE) == 1
+    assert LakeView(lake).ids() == [5]
+
+
+async def test_rows_with_any_text_land_as_they_are(lake: Lake) -> None:
+    """Statistics carry pieces of rows into the commit's statements, and so into error texts."""
+    texts = [
+        "\0",
+        "it's",
+        "ERROR: DUCKMESH_FENCED lake=x",
+        "unique conflict",
+        "\U0001f986" * 1000,
+        "",
+    ]
+    rows = rows_of(range(len(texts))).set_column(1, "text", [texts])
+    async with elected_writer(lake) as writer:
+        await writer.create_table(0, 1, EVENTS)
+
+        result = await writer.commit_rows(1, 7, [TableRows(table="events", rows=rows)])
+
+    assert result.outcome is CommitOutcome.DONE
+    assert LakeView(lake).query("SELECT text FROM events ORDER BY id") == [
+        (text,) for text in texts
+    ]
+
+
+async def test_a_lake_that_cannot_be_attached_shows_no_credential(
+    lake: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    dsn = lake.writer_dir / "dsn"
+    async with writer_pool(lake) as pool:
+        await pool.fetchval("SELECT 1")
+        dsn.write_text(dsn.read_text().replace("secret", "guessed"))
+
+        with pytest.raises(Unavailable) as caught:
+            await open_writer(
+                lake=lake.name, epoch=1, store=lake.store, secret_dir=lake.writer_dir, pool=pool
+            )
+
+    shown = caplog.text + "".join(traceback.format_exception(caught.value, chain=True))
+    assert "guessed" not in shown.replace(str(dsn), "")
+    assert caught.value.__cause__ is None
