@@ -126,6 +126,7 @@ class S3Server:
             f"-s3.port={self.port}",
             f"-s3.port.grpc={free_port()}",
             "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
             f"-s3.config={identities}",
         ]
 
