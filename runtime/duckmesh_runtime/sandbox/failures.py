@@ -87,7 +87,8 @@ def _storage_code(error: BaseException, text: str) -> str:
     status = getattr(error, "status_code", None)
     if status is None and (found := _STATUS.search(text)):
         status = int(found[1])
-    return "DATA_FILE_MISSING" if status == 404 else "STORAGE_UNAVAILABLE"
+    # The read proxy says 410 for a file that the store has lost, 404 for one that no catalog names any more.
+    return "DATA_FILE_MISSING" if status in (404, 410) else "STORAGE_UNAVAILABLE"
 
 
 def _fixed(message: str) -> Callable[[str], str]:

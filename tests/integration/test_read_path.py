@@ -1,0 +1,212 @@
+"""The whole way of a query over real Postgres and a real store: barrier, frozen catalog, sandbox, read proxy, objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+
+from duckmesh_runtime.adapters import objects
+from duckmesh_runtime.adapters.freeze import PostgresFreezer
+from duckmesh_runtime.adapters.objects import StoreObjects
+from duckmesh_runtime.adapters.postgres import open_pool
+from duckmesh_runtime.adapters.progress import PostgresProgress
+from duckmesh_runtime.adapters.sandbox_client import SandboxClient
+from duckmesh_runtime.dev.s3 import S3Server
+from duckmesh_runtime.errors import Corrupt, Unavailable
+from duckmesh_runtime.sandbox.supervisor import serve
+from duckmesh_runtime.services.barrier import Barrier
+from duckmesh_runtime.services.query import QueryAnswer, QueryRequest, QueryService
+from duckmesh_runtime.settings import QueryLimits, StoreSettings
+from duckmesh_runtime.web.proxy import ReadProxy
+from tests.direct import Writer, lake_writer
+from tests.lakes import eventually
+from tests.services import Lake
+
+LIMITS = QueryLimits(concurrency=2, timeout_ms=30_000, memory_bytes=512 * 2**20)
+
+
+@dataclass
+class ReadPath:
+    """A lake, who writes it, and who reads it."""
+
+    lake: Lake
+    writer: Writer
+    service: QueryService
+    catalogs: Path
+
+    async def start(self, sql: str, *params: object, min_number: int | None = None) -> QueryAnswer:
+        return await self.service.run(
+            QueryRequest(
+                sql=sql,
+                params=params,
+                min_number=min_number,
+                consistency_timeout_ms=30_000,
+                row_limit=100_000,
+                timeout_ms=30_000,
+            )
+        )
+
+    async def rows(
+        self, sql: str, *params: object, min_number: int | None = None
+    ) -> list[tuple[Any, ...]]:
+        answer = await self.start(sql, *params, min_number=min_number)
+        return [
+            tuple(row.values()) async for batch in answer.run.batches for row in batch.to_pylist()
+        ]
+
+    async def commit(self, *statements: str) -> int:
+        return await asyncio.to_thread(self.writer.commit, *statements)
+
+
+@pytest.fixture(params=["file", "s3"])
+async def path(
+    request: pytest.FixtureRequest, make_lake: Callable[..., Awaitable[Lake]], tmp_path: Path
+) -> AsyncIterator[ReadPath]:
+    lake = await make_lake(store=request.param)
+    async with AsyncExitStack() as stack:
+        writer = await lake_writer(lake)
+        stack.callback(writer.connection.close)
+        pool = await open_pool(lake.reader_dir, application_name="test-query")
+        stack.push_async_callback(pool.close)
+        proxy = ReadProxy(StoreObjects(lake.store))
+        await proxy.start()
+        stack.push_async_callback(proxy.close)
+        catalogs = tmp_path / "catalogs"
+        catalogs.mkdir()
+        freezer = PostgresFreezer(
+            pool,
+            lake.name,
+            catalogs,
+            data_url=proxy.data_url,
+            allow=proxy.allow,
+            forget=proxy.release,
+        )
+        stack.push_async_callback(freezer.close)
+        socket = await _serve(stack, tmp_path / "socket", catalogs)
+        barrier = Barrier(PostgresProgress(pool, lake.name))
+        stack.push_async_callback(barrier.close)
+        service = QueryService(
+            freezer, SandboxClient(socket), barrier, limits=LIMITS, data_url=proxy.data_url
+        )
+        yield ReadPath(lake, writer, service, catalogs)
+
+
+async def _serve(stack: AsyncExitStack, socket: Path, catalogs: Path) -> Path:
+    serving = asyncio.create_task(
+        serve(
+            socket,
+            catalogs,
+            concurrency=LIMITS.concurrency,
+            memory_bytes=LIMITS.memory_bytes,
+            timeout_ms=LIMITS.timeout_ms,
+        )
+    )
+
+    async def stop() -> None:
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+
+    async def listening() -> bool:
+        return socket.exists()
+
+    stack.push_async_callback(stop)
+    await eventually(listening)
+    return socket
+
+
+async def test_a_query_with_a_token_has_every_row_up_to_it(path: ReadPath) -> None:
+    await path.commit("CREATE TABLE lake.t (id BIGINT, word VARCHAR)")
+
+    for number in range(12):
+        change = f"INSERT INTO lake.t VALUES ({number}, 'a'), ({number + 100}, 'b')"
+        if number % 4 == 3:
+            change = "DELETE FROM lake.t WHERE id = (SELECT min(id) FROM lake.t)"
+        token = await path.commit(change)
+        count, total = (await path.rows("SELECT count(*), sum(id) FROM t", min_number=token))[0]
+        assert [(count, total)] == path.writer.rows("SELECT count(*), sum(id) FROM lake.t")
+
+
+async def test_a_query_waits_for_a_token_that_is_on_its_way(path: ReadPath) -> None:
+    token = await path.commit("CREATE TABLE lake.t AS SELECT 1 AS id")
+
+    waiting = asyncio.create_task(path.rows("SELECT sum(id) FROM t", min_number=token + 1))
+    await path.rows("SELECT 1")
+    assert not waiting.done()
+    await path.commit("INSERT INTO lake.t VALUES (41)")
+
+    assert await waiting == [(42,)]
+
+
+async def test_a_lake_without_tables_answers(path: ReadPath) -> None:
+    answer = await path.start("SELECT 42 AS answer")
+
+    assert [batch.to_pylist() async for batch in answer.run.batches] == [[{"answer": 42}]]
+    assert answer.token == 0
+    assert await path.rows("SHOW TABLES") == []
+
+
+async def test_a_running_query_keeps_its_snapshot_while_the_lake_moves_on(path: ReadPath) -> None:
+    token = await path.commit("CREATE TABLE lake.t AS SELECT range AS id FROM range(60_000)")
+
+    answer = await path.start("SELECT id FROM t", min_number=token)
+    later = await path.commit("DELETE FROM lake.t WHERE id < 59_000")
+    assert await path.rows("SELECT count(*) FROM t", min_number=later) == [(1_000,)]
+    rows = sum([batch.num_rows async for batch in answer.run.batches])
+
+    assert rows == 60_000
+    await path.rows("SELECT 1")
+    assert len(list(path.catalogs.iterdir())) == 1
+
+
+async def test_a_lost_object_is_an_error_and_never_fewer_rows(path: ReadPath) -> None:
+    await path.commit("CREATE TABLE lake.t (id BIGINT)", "CREATE TABLE lake.whole (id BIGINT)")
+    await path.commit("INSERT INTO lake.t SELECT range FROM range(1000)")
+    await path.commit("INSERT INTO lake.whole VALUES (7)")
+    token = await path.commit("INSERT INTO lake.t SELECT range FROM range(1000, 2000)")
+
+    lost = path.writer.rows("SELECT max(data_file) FROM ducklake_list_files('lake', 't')")[0][0]
+    await _lose(path.lake.store, str(lost))
+
+    with pytest.raises(Corrupt) as caught:
+        await path.rows("SELECT sum(id) FROM t", min_number=token)
+    assert caught.value.code == "DATA_FILE_MISSING"
+    assert path.lake.name not in caught.value.message
+    assert await path.rows("SELECT id FROM whole") == [(7,)]
+
+
+@pytest.mark.parametrize("path", ["s3"], indirect=True)
+async def test_a_store_that_refuses_is_told_as_such_and_heals(
+    path: ReadPath, monkeypatch: pytest.MonkeyPatch, s3: S3Server
+) -> None:
+    token = await path.commit("CREATE TABLE lake.t AS SELECT range AS id FROM range(1000)")
+    secret = path.lake.store.secret_dir
+    assert secret is not None
+
+    (secret / "secret-access-key").write_text("rotated away\n")
+    monkeypatch.setattr(StoreObjects, "read", _refusing)
+    with pytest.raises(Unavailable) as caught:
+        await path.rows("SELECT sum(id) FROM t", min_number=token)
+    monkeypatch.undo()
+    (secret / "secret-access-key").write_text(s3.secret_key + "\n")
+
+    assert caught.value.code == "STORAGE_UNAVAILABLE"
+    assert await path.rows("SELECT sum(id) FROM t") == [(499_500,)]
+
+
+async def _refusing(self: StoreObjects, path: str, start: int, length: int) -> bytes:
+    raise Unavailable("STORAGE_UNAVAILABLE", "the object store does not answer: repeat the request")
+
+
+async def _lose(store: StoreSettings, file: str) -> None:
+    """Remove an object behind the lake's back."""
+    opened = objects._open(store)
+    base = store.url if store.url.startswith("s3:") else store.url.removeprefix("file://")
+    await obstore.delete_async(opened, file.removeprefix(base))
