@@ -1,0 +1,93 @@
+"""DuckDB's and Arrow's exceptions as the caller sees them. The exceptions are DuckDB's own where it can be made to raise."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from duckmesh_runtime.errors import CATALOGUE, Invalid
+from duckmesh_runtime.sandbox.failures import clean, failure_of
+
+PATH = "/run/duckmesh/catalogs/snap_7.db"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "doubtful"),
+    [
+        (Invalid("SQL_NOT_ALLOWED", "sql: no"), "SQL_NOT_ALLOWED", False),
+        (duckdb.OutOfMemoryException("Out of Memory Error: x"), "QUERY_MEMORY", True),
+        (MemoryError(), "QUERY_MEMORY", True),
+        (pa.ArrowMemoryError("malloc failed"), "QUERY_MEMORY", True),
+        (OSError("Out of Memory Error: could not allocate"), "QUERY_MEMORY", True),
+        (duckdb.InterruptException("INTERRUPT Error: Interrupted!"), "QUERY_TIMEOUT", False),
+        (OSError("INTERRUPT Error: Interrupted!"), "QUERY_TIMEOUT", False),
+        (duckdb.InternalException("INTERNAL Error: bug"), "QUERY_CRASHED", True),
+        (duckdb.FatalException("FATAL Error: bug"), "QUERY_CRASHED", True),
+        (pa.ArrowInvalid("INTERNAL Error: bug"), "QUERY_CRASHED", True),
+        (duckdb.PermissionException("Permission Error: file"), "SQL_NOT_ALLOWED", False),
+        (duckdb.IOException("IO Error: Connection refused"), "STORAGE_UNAVAILABLE", False),
+        (OSError("IO Error: Connection refused"), "STORAGE_UNAVAILABLE", False),
+        (OSError("HTTP Error: GET (HTTP 404 Not Found)"), "DATA_FILE_MISSING", False),
+        (OSError("HTTP Error: GET (HTTP 503 Service Unavailable)"), "STORAGE_UNAVAILABLE", False),
+        (duckdb.BinderException("Binder Error: no column"), "SQL_ERROR", False),
+        (OSError("Invalid Input Error: HTTP Error: 404"), "SQL_ERROR", False),
+        (pa.ArrowInvalid("Conversion Error: no"), "SQL_ERROR", False),
+        (ZeroDivisionError("a bug of ours"), "INTERNAL", True),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_an_exception_has_its_code(error: Exception, code: str, doubtful: bool) -> None:
+    failure = failure_of(error)
+
+    assert (failure.code, failure.doubtful) == (code, doubtful)
+    assert failure.code in CATALOGUE
+    assert failure.message
+
+
+@pytest.mark.parametrize(
+    ("sql", "keeps"),
+    [
+        ("SELECT * FROM nope", ["nope", "LINE 1"]),
+        ("SELECT 'a'::INTEGER", ["Could not convert", "INT32"]),
+        ("SELEC 1", ["syntax error", "SELEC"]),
+        ("SELECT sum('a', 'b')", ["sum", "argument"]),
+        ("SELECT error('my own words')", ["my own words"]),
+        ("SELECT 10/4/2, 'a/b/c'::INTEGER", ["10/4/2", "a/b/c"]),
+    ],
+)
+def test_what_helps_the_caller_stays(sql: str, keeps: list[str]) -> None:
+    with duckdb.connect() as connection, pytest.raises(duckdb.Error) as caught:
+        connection.execute(sql).fetchall()
+
+    message = failure_of(caught.value).message
+
+    assert all(word in message for word in keeps)
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        (f'IO Error: Cannot open file "{PATH}": No such file', ["/run", "snap_7"]),
+        (f"cannot read {PATH}.wal", ["/run", "snap_7"]),
+        ("HTTP GET error on 'http://127.0.0.1:4001/lake/t/x.parquet' now", ["http", "4001"]),
+        ("s3://bucket/team/x.parquet is gone", ["bucket", "team"]),
+        ("Table __ducklake_metadata_lake.main.ducklake_table is odd", ["ducklake"]),
+        ('Table x does not exist!\nDid you mean "pg_class"?\n\nLINE 1', ["pg_class"]),
+        ('Did you mean "__ducklake_metadata_lake.x"?', ["ducklake"]),
+        ("Error: too much\n\nPossible solutions:\n* SET threads=X\n", ["SET", "solutions"]),
+        ("INTERNAL Error: x\nStack Trace:\n0 duckdb() [0x1]", ["0x1", "Stack"]),
+    ],
+)
+def test_places_and_engine_names_do_not(text: str, gone: list[str]) -> None:
+    cleaned = clean(text)
+
+    assert not [word for word in gone if word in cleaned]
+
+
+def test_a_text_is_of_bounded_length() -> None:
+    assert len(clean("SQL " * 10_000)) <= 2_000
+
+
+def test_a_hint_at_a_table_of_the_lake_stays() -> None:
+    assert "flights" in clean('Table flight does not exist!\nDid you mean "flights"?')
