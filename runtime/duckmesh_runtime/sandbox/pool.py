@@ -94,7 +94,9 @@ class Pool:
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if place in self._waiting:
+                self._waiting.remove(place)
+            elif place.done() and not place.cancelled():
                 self._offer(place.result())  # it came in the same moment: pass it on
             raise
 
