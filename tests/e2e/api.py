@@ -44,7 +44,8 @@ class Api:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                status, answer = self.call(method, path, body)
+                # A killed pod may leave the connection open and silent: ask again soon, it is safe.
+                status, answer = self.call(method, path, body, timeout=3)
                 if status < 300:
                     return answer
                 assert answer.get("retryable"), f"{method} {path}: {status} {answer}"

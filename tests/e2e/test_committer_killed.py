@@ -76,13 +76,13 @@ class _Writer(threading.Thread):
         self.token = ""
         self.problem: BaseException | None = None
         self._tenant = tenant
-        self._stop = stop
+        self._halt = stop
 
     def run(self) -> None:
         try:
             key = self._tenant.admin_key()
             deadline = time.monotonic() + 180
-            while not self._stop.is_set() and time.monotonic() < deadline:
+            while not self._halt.is_set() and time.monotonic() < deadline:
                 self._write_through_one_door(key)
         except BaseException as error:
             self.problem = error
@@ -92,7 +92,7 @@ class _Writer(threading.Thread):
         try:
             with self._tenant.door() as url:
                 api = Api(url, key)
-                while not self._stop.is_set():
+                while not self._halt.is_set():
                     record = {
                         "idempotency_key": f"{self.number}-{self.acked + 1}",
                         "payload": {"writer": self.number, "number": self.acked + 1},
