@@ -79,22 +79,26 @@ class Engine:
 
     Args:
         catalog_dir: Folder of the frozen catalogs, absolute.
-        memory_bytes: Limit of the process; DuckDB gets a part of it.
         gated: False only in tests, which show that the lock alone holds.
     """
 
-    def __init__(self, *, catalog_dir: Path, memory_bytes: int, gated: bool = True) -> None:
+    def __init__(self, *, catalog_dir: Path, gated: bool = True) -> None:
         self._catalog_dir = catalog_dir
         self._gated = gated
         self._locked = False
         self._attached: str | None = None
-        self._root = _open(memory_bytes)
+        self._root = _open()
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._rules = sqlgate.Rules(
             functions=sqlgate.allowed_functions(self._names(_BUILT_IN)),
             system_views=frozenset(self._names(_SYSTEM_VIEWS)),
         )
         self._warm_up()
+
+    def bound(self, memory_bytes: int) -> None:
+        """Let DuckDB use this much at most: it then fails in order, before the kernel refuses it memory."""
+        mib = int(memory_bytes * _COUNTED_PART) // 2**20
+        self._root.execute(f"SET memory_limit = '{mib}MiB'")
 
     def start(self, job: wire.Job) -> Result:
         """Check a statement and start it; `finish` must follow.
@@ -230,13 +234,12 @@ def extension_path(name: str) -> str:
     return str(file)
 
 
-def _open(memory_bytes: int) -> duckdb.DuckDBPyConnection:
+def _open() -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "threads": _threads(),
-            "memory_limit": f"{int(memory_bytes * _COUNTED_PART) // 2**20}MiB",
         }
     )
     for name in EXTENSIONS:

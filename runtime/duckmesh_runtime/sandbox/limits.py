@@ -12,8 +12,8 @@ from typing import Final
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _OPEN_FILES: Final = 256
-# Stacks and arenas that threads map without using them (measured 2026-02: 10 MiB; 64 leaves room for a malloc arena).
-_UNUSED_BYTES: Final = 64 * 2**20
+_LEAST_BYTES: Final = 64 * 2**20
+"""Room for statements in any slot, however little it may have: with less, not even DuckDB's buffers fit."""
 
 
 def die_with_parent(parent: int) -> None:
@@ -26,20 +26,31 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def limit_process(memory_bytes: int) -> None:
-    """Bound address space, open files and cores, and forbid writing files; cannot be undone by this process.
+def limit_process(memory_bytes: int) -> int:
+    """Bound memory, open files and cores, and forbid writing files; cannot be undone by this process.
 
-    Libraries map more than a gigabyte that they hardly use, so the bound is `memory_bytes` past what is mapped now:
-    call it when the engine is warm.
+    Memory is bounded as address space, the only bound of one process that needs no privilege. Libraries map more than
+    a gigabyte that they hardly use, so what is mapped now does not count, but what is used of it does: call it when
+    the engine is warm.
+
+    Args:
+        memory_bytes: What the process may use in all, libraries' shared pages aside.
+
+    Returns:
+        What is left of it for statements.
     """
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    space = mapped + memory_bytes + _UNUSED_BYTES
+    mapped, resident, shared = (
+        int(pages) * resource.getpagesize()
+        for pages in Path("/proc/self/statm").read_text().split()[:3]
+    )
+    left = max(_LEAST_BYTES, memory_bytes - (resident - shared))
     for what, value in (
-        (resource.RLIMIT_AS, space),
+        (resource.RLIMIT_AS, mapped + left),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
     ):
         hard = resource.getrlimit(what)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(what, (value, value))
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(what, (bound, bound))
+    return left

@@ -96,7 +96,7 @@ class Pool:
         except asyncio.CancelledError:
             if place in self._waiting:
                 self._waiting.remove(place)
-            elif place.done() and not place.cancelled():
+            elif not place.cancelled() and place.exception() is None:
                 self._offer(place.result())  # it came in the same moment: pass it on
             raise
 

@@ -143,12 +143,8 @@ def main() -> int:
     options.add_argument("--ungated", action="store_true", help="tests of the lock only")
     arguments = options.parse_args()
     die_with_parent(arguments.parent)
-    engine = Engine(
-        catalog_dir=arguments.catalog_dir,
-        memory_bytes=arguments.memory_bytes,
-        gated=not arguments.ungated,
-    )
-    limit_process(arguments.memory_bytes)
+    engine = Engine(catalog_dir=arguments.catalog_dir, gated=not arguments.ungated)
+    engine.bound(limit_process(arguments.memory_bytes))
     with socket.socket(fileno=arguments.socket) as channel:
         Slot(channel, engine).run()
     sys.stderr.flush()

@@ -38,7 +38,7 @@ async def serve(
         path: Where to listen; an old file there is replaced.
         catalog_dir: Only catalogs in this folder are opened; absolute.
         concurrency: Statements at once; more wait.
-        memory_bytes: Memory of one slot past its libraries.
+        memory_bytes: Memory of one slot.
         timeout_ms: Upper bound of what a job may ask for.
     """
     pool = Pool(concurrency, ChildSettings(catalog_dir=catalog_dir, memory_bytes=memory_bytes))
