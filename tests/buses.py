@@ -135,5 +135,5 @@ def write_secret(folder: Path, dsn: str, role: str = "w") -> Path:
 async def eventually(condition: Callable[[], Awaitable[bool]], deadline_s: float = 10) -> None:
     """Wait until it holds; TimeoutError past the deadline."""
     async with asyncio.timeout(deadline_s):
-        while not await condition():  # noqa: ASYNC110 - the condition is another process's
+        while not await condition():
             await asyncio.sleep(0.005)

@@ -39,7 +39,6 @@ def services_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres(services_dir: Path) -> Iterator[PostgresServer]:
-    # No test here crashes the machine, and the many small databases are made and ended faster so.
     with PostgresServer(services_dir / "postgres") as server:
         yield server
 

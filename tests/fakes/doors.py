@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-from duckmesh_runtime.services.ingest import IngestAnswer
-from duckmesh_runtime.services.query import QueryAnswer, QueryRequest
 
 from duckmesh_runtime.domain.records import RawRecord, Rejected
 from duckmesh_runtime.domain.schema import TableDef
 from duckmesh_runtime.errors import DuckmeshError, NotFound, Unavailable
 from duckmesh_runtime.ports import Backlog, Head, Progress, QueryRun, QueryStats
+from duckmesh_runtime.services.ingest import IngestAnswer
+from duckmesh_runtime.services.query import QueryAnswer, QueryRequest
 from duckmesh_runtime.web.auth import hash_key
 
 LAKE = "lake_0123456789abcdef"
