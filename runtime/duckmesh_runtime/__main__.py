@@ -74,7 +74,8 @@ def sandbox() -> None:
     """Run statements in killable processes; holds no credential."""
     from duckmesh_runtime.sandbox.server import run
 
-    sys.exit(run(os.environ))
+    with _refusing_bad_settings():
+        sys.exit(run(os.environ))
 
 
 @main.command()

@@ -72,7 +72,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """Body of END; fields as `ports.QueryStats`."""
+    """Body of END; fields as `ports.QueryStats`.
+
+    DuckDB counts files and bytes when a statement has run to its end, so both are 0 for a truncated one. Bytes are
+    those that were fetched; what a slot still holds from an earlier statement is not among them.
+    """
 
     duration_ms: int = 0
     rows: int = 0
