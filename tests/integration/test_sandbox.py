@@ -403,6 +403,7 @@ async def test_a_slot_knows_nothing_of_its_surroundings(
     for pid in sandbox.slots():
         environment = psutil.Process(pid).environ()
         assert "canary" not in str(environment)
+        assert "--ungated" not in psutil.Process(pid).cmdline()
         assert not [name for name in environment if name.startswith("DUCKMESH")]
         assert not [file.path for file in psutil.Process(pid).open_files() if "w" in file.mode]
         limits = Path(f"/proc/{pid}/limits").read_text()
