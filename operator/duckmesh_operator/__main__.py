@@ -6,6 +6,7 @@ knows where it stands.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Final, NoReturn
 
 import kopf
@@ -208,6 +210,13 @@ async def run(settings: Settings) -> int:
 
 def main() -> int:
     """Read the settings and run."""
+    parser = argparse.ArgumentParser(
+        prog="duckmesh-operator",
+        description="Turn Tenant and Compactor resources into lakehouse workers. Runs in a pod of the chart.",
+        epilog="Settings come from the environment and from the YAML file that DUCKMESH_OPERATOR_CONFIG names.",
+    )
+    parser.add_argument("--version", action="version", version=version("duckmesh-operator"))
+    parser.parse_args()
     try:
         settings = from_env(os.environ)
     except SettingsError as error:
