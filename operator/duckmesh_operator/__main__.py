@@ -14,7 +14,7 @@ import secrets
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Final, NoReturn
@@ -208,7 +208,7 @@ async def run(settings: Settings) -> int:
             return code
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Read the settings and run."""
     parser = argparse.ArgumentParser(
         prog="duckmesh-operator",
@@ -216,7 +216,7 @@ def main() -> int:
         epilog="Settings come from the environment and from the YAML file that DUCKMESH_OPERATOR_CONFIG names.",
     )
     parser.add_argument("--version", action="version", version=version("duckmesh-operator"))
-    parser.parse_args()
+    parser.parse_args(arguments)
     try:
         settings = from_env(os.environ)
     except SettingsError as error:

@@ -131,7 +131,7 @@ def test_bad_settings_are_told_and_end_the_process(
 ) -> None:
     monkeypatch.setenv("DUCKMESH_LOG_LEVEL", "loud")
 
-    assert process.main() == 2
+    assert process.main([]) == 2
     assert "DUCKMESH_OPERATOR_CONFIG: missing" in capsys.readouterr().err
 
 
@@ -141,7 +141,7 @@ def test_a_cluster_that_cannot_be_reached_ends_the_process(
     before = logging.getLogger().handlers[:]
     monkeypatch.setattr(process, "from_env", lambda _: settings(secrets_dir))
     try:
-        assert process.main() == 1
+        assert process.main([]) == 1
     finally:
         logging.getLogger().handlers[:] = before
     line = json.loads(capsys.readouterr().err.splitlines()[-1])
