@@ -101,7 +101,7 @@ class Rules:
 
     Attributes:
         functions: Names that may be called as scalar function, aggregate or window, in lower case.
-        system_views: Names of built-in views, in lower case: unqualified, they are not the lake's tables.
+        system_views: Names of built-in views, in lower case: without the lake's name, they are not its tables.
     """
 
     functions: frozenset[str]
@@ -189,7 +189,8 @@ def _check_table(item: Mapping[str, object], rules: Rules) -> None:
         )
     if _NO_TABLE_NAME.search(name):
         raise refused("a file, URL or path is not a table of this lake")
-    if not schema and name in rules.system_views:
+    # `main` names the schema of the engine's own views as well, so it does not tell theirs from the lake's tables.
+    if schema in ("", "main") and not catalog and name in rules.system_views:
         raise refused(
             f"{name} describes the engine",
             "use SHOW TABLES, DESCRIBE or information_schema.columns",

@@ -208,6 +208,8 @@ TABLE_PLACES = [
         "temp.x",
         "system.main.duckdb_tables",
         "duckdb_tables",
+        "main.duckdb_databases",
+        '"MAIN".pragma_database_list',
         "SQLITE_MASTER",
         "pg_catalog.pg_class",
         "information_schema.schemata",
