@@ -124,7 +124,9 @@ class KeyRing:
         """Refuse a caller that is not a process of this lake."""
         sent = headers.getall(header, [])
         given = sent[0] if len(sent) == 1 else ""
-        if not hmac.compare_digest(given.encode(), self.internal_key(lake).encode()):
+        # Bytes that are no UTF-8 come as surrogates.
+        sent_bytes = given.encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(sent_bytes, self.internal_key(lake).encode()):
             raise Unauthorized("UNAUTHENTICATED", "this call is for processes of the lake")
 
     def _fresh(self) -> _Loaded:

@@ -130,9 +130,12 @@ async def test_the_internal_call_opens_to_the_lakes_own_processes_only(doors: An
     other = await doors.call(
         "POST", path, as_key=None, headers={"X-Duckmesh-Internal": ring.internal_key("lake_other")}
     )
+    noise = await doors.call(
+        "POST", path, as_key=None, headers={"X-Duckmesh-Internal": "\udcff"}
+    )
     admin = await doors.call("POST", path)
 
-    assert [good[0], other[0], admin[0]] == [204, 401, 401]
+    assert [good[0], other[0], noise[0], admin[0]] == [204, 401, 401, 401]
     assert doors.committer.nudges == 1
 
 
