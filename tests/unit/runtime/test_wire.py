@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import string
+import struct
 from contextlib import suppress
 
+import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -150,3 +152,24 @@ def test_a_row_that_fits_no_frame_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(WireError, match="row"):
         wire.encode_rows(pa.record_batch({"t": ["x", "y" * 5_000]}))
+
+
+def test_a_batch_that_points_beyond_itself_is_refused() -> None:
+    (frame,) = wire.encode_rows(pa.record_batch({"t": ["abcdefgh"]}))
+    body = split(frame)[1]
+    offsets = body.rindex(struct.pack("<ii", 0, 8))
+    forged = body[:offsets] + struct.pack("<ii", 0, 4_000) + body[offsets + 8 :]
+
+    with pytest.raises(WireError):
+        wire.decode_rows(forged)
+
+
+def test_every_value_of_a_hugeint_passes_at_any_depth() -> None:
+    value = f"{2**127 - 1}::HUGEINT"
+    nested = f"[{value}], {{'a': {value}}}, MAP {{1: {value}}}, [{value}]::HUGEINT[1], union_value(k := {value})"
+    with duckdb.connect() as connection:
+        batch = connection.execute(f"SELECT {value}, {nested}").to_arrow_reader(1).read_next_batch()
+
+    (frame,) = wire.encode_rows(batch)
+
+    assert wire.decode_rows(split(frame)[1]).equals(batch)
