@@ -228,6 +228,14 @@ def test_a_logins_dsn_keeps_the_catalogs_address_and_options() -> None:
     )
 
 
+def test_a_logins_dsn_holds_nothing_of_the_operators_login() -> None:
+    control = "postgresql:///duckmesh?host=db&user=control&sslmode=require&%70assword=p&passfile=/x"
+
+    assert build_dsn(control, "lake_1_w", "a") == (
+        "postgresql://lake_1_w:a@/duckmesh?host=db&sslmode=require"
+    )
+
+
 @pytest.mark.parametrize("build", [build_ingest_template, build_query_template])
 def test_every_pod_meets_restricted_pod_security(context: Context, build: Any) -> None:
     _check_restricted(build(context))

@@ -20,6 +20,8 @@ from duckmesh_operator.specs.context import build_child
 
 ROLES: Final = ("ingest_writer", "query_reader", "table_admin", "ops_admin")
 ADMIN_KEY_ID: Final = "admin"
+# libpq takes these from a URI's options too, there even before the login in front of the host.
+_OF_ONE_LOGIN: Final = frozenset({"user", "password", "passfile", "sslpassword", "service"})
 
 
 def build_secret(tenant: Tenant, part: str, values: Mapping[str, str]) -> Manifest:
@@ -44,11 +46,16 @@ def read_secret(manifest: Json, key: str) -> str:
 
 
 def build_dsn(control_dsn: str, login: str, password: str) -> str:
-    """The catalog's address with another login: a libpq URI."""
+    """The catalog's address and options with another login: a libpq URI."""
     parts = urlsplit(control_dsn)
     place = parts.netloc.rpartition("@")[2]
     netloc = f"{quote(login, safe='')}:{quote(password, safe='')}@{place}"
-    return parts._replace(netloc=netloc).geturl()
+    options = [
+        option
+        for option in parts.query.split("&")
+        if unquote(option.partition("=")[0]) not in _OF_ONE_LOGIN
+    ]
+    return parts._replace(netloc=netloc, query="&".join(options)).geturl()
 
 
 def read_password(dsn: str) -> str:
