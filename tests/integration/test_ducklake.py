@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 
+import asyncpg
 import pytest
 
 from duckmesh_runtime.adapters.ducklake import open_writer
 from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.ports import CommitOutcome, TableRows
-from tests.lakes import EVENTS, LakeView, elected_writer, rows_of, writer_pool
+from tests.lakes import EVENTS, LakeView, elected_writer, eventually, rows_of, writer_pool
 from tests.services import Lake
 
 
@@ -86,3 +88,32 @@ async def test_a_lake_that_cannot_be_attached_shows_no_credential(
     shown = caplog.text + "".join(traceback.format_exception(caught.value, chain=True))
     assert "guessed" not in shown.replace(str(dsn), "")
     assert caught.value.__cause__ is None
+
+
+async def test_a_catalog_that_does_not_tell_the_newest_snapshot_is_not_the_rows_fault(
+    lake: Lake,
+) -> None:
+    """DuckDB calls it a BinderException, like a column that is not there; the rows must not become dead letters."""
+    view = LakeView(lake)
+    waits = f"""SELECT pid FROM pg_locks WHERE NOT granted AND relation = '"{lake.name}".ducklake_snapshot'::regclass"""
+
+    async def blocked() -> bool:
+        return bool(await view.fetch(waits))
+
+    async with elected_writer(lake) as writer:
+        await writer.create_table(0, 1, EVENTS)
+        other = await asyncpg.connect(lake.catalog_dsn)
+        try:
+            async with other.transaction():
+                await other.execute(f'LOCK TABLE "{lake.name}".ducklake_snapshot')
+                committing = asyncio.create_task(writer.commit_rows(1, 2, events(5)))
+                await eventually(blocked)
+                await other.execute(f"SELECT pg_cancel_backend(pid) FROM ({waits}) AS w")
+                refused = await committing
+        finally:
+            await other.close()
+        again = await writer.commit_rows(1, 2, events(5))
+
+    assert refused.outcome is CommitOutcome.REREAD
+    assert again.outcome is CommitOutcome.DONE
+    assert view.ids() == [5]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import asyncpg
 import duckdb
@@ -28,6 +28,7 @@ from duckmesh_runtime.settings import StoreSettings, read_secret
 logger = logging.getLogger(__name__)
 
 Work = Callable[[duckdb.DuckDBPyConnection], None]
+_Step = Literal["begin", "write", "commit"]
 
 _ATTACH_TIMEOUT_S: Final = 15.0
 _COMMIT_TIMEOUT_S: Final = 60.0
@@ -101,10 +102,10 @@ class _Differs(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Failure:
-    """A transaction that raised: the error, and whether it had come to COMMIT."""
+    """A transaction that raised: the error, and how far it had come."""
 
     error: duckdb.Error | TimeoutError | _Differs
-    at_commit: bool
+    step: _Step
 
 
 async def open_writer(
@@ -226,15 +227,16 @@ class DuckLakeWriter:
         return _judge(failure)
 
     async def _transaction(self, mark: str, write: Work) -> _Failure | None:
-        at_commit = False
+        step: _Step = "begin"
 
         def work(connection: duckdb.DuckDBPyConnection) -> None:
-            nonlocal at_commit
+            nonlocal step
             connection.execute("BEGIN")
             try:
                 connection.execute(mark)
+                step = "write"
                 write(connection)
-                at_commit = True
+                step = "commit"
                 connection.execute("COMMIT")
             except BaseException:
                 with suppress(duckdb.Error):  # after a failed COMMIT there is nothing to roll back
@@ -244,7 +246,7 @@ class DuckLakeWriter:
         try:
             await self._engine.run(work, timeout_s=_COMMIT_TIMEOUT_S)
         except (duckdb.Error, TimeoutError, _Differs) as error:
-            return _Failure(error=error, at_commit=at_commit)
+            return _Failure(error=error, step=step)
         return None
 
     async def _call(self, query: str, *args: object) -> CommitResult:
@@ -301,9 +303,11 @@ def _judge(failure: _Failure) -> CommitResult:
     error = failure.error
     if isinstance(error, _Differs):
         return CommitResult(outcome=CommitOutcome.REJECTED, error="another table has this name")
-    if failure.at_commit and _verdict(error).startswith("DUCKMESH_POLICY"):
+    if failure.step == "commit" and _verdict(error).startswith("DUCKMESH_POLICY"):
         raise RuntimeError("the fence refused a commit that is never allowed") from error
-    if not failure.at_commit and isinstance(error, _CONTENT):
+    # Before the rows are touched the newest snapshot is asked for, and a refusal of that (a lock, a lost connection) comes
+    # as a BinderException too: only what is raised while writing can be the rows' fault.
+    if failure.step == "write" and isinstance(error, _CONTENT):
         return CommitResult(outcome=CommitOutcome.REJECTED, error=_first_line(str(error)))
     logger.warning("commit did not land", extra={"error_type": type(error).__name__})
     return CommitResult(outcome=CommitOutcome.REREAD, error="store or catalog did not take it")
