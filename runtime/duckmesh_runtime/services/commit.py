@@ -46,6 +46,7 @@ POLL_S: Final = 0.5
 TRIES: Final = 3
 """Refusals of a batch before it is split."""
 
+_ALL: Final = 2**31
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 
@@ -99,6 +100,7 @@ class Committer:
             min_interval_s=batch.min_interval_ms / 1000, max_delay_s=batch.max_delay_ms / 1000
         )
         self._pause_s = 0.0
+        self._most = _ALL
         self._active = False
         self._nudged = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -201,7 +203,9 @@ class Committer:
             if entries:
                 self._rhythm.started(time.monotonic())
                 for stretch in cut(entries, _is_change):
-                    await self._commit(seat, stretch)
+                    while stretch:
+                        part, stretch = stretch[: self._most], stretch[self._most :]
+                        await self._commit(seat, part)
                 await self._bus.trim(seat.token)
                 self._pause_s = 0.0
             else:
@@ -235,9 +239,13 @@ class Committer:
             seat.term.inflight_to = entries[-1].last
             result = await self._write(seat, entries)
             seat.term.inflight_to = None
+            if result.outcome is CommitOutcome.REREAD:
+                # It may have been more than store and catalog take in time: the same again would fail for ever.
+                self._most = max(1, len(entries) // 2)
             self._check(result)
             if result.outcome is CommitOutcome.DONE:
                 self._pause_s = 0.0
+                self._most = min(_ALL, 2 * self._most)
                 seat.token = entries[-1].last
                 _report(entries, result, time.monotonic() - started)
                 return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -18,11 +18,12 @@ from duckmesh_runtime.ports import (
     CommitResult,
     EntryKind,
     Part,
+    TableRows,
 )
 from duckmesh_runtime.services.commit import Committer
 from duckmesh_runtime.settings import BatchSettings
 from tests.fakes.bus import FakeBus
-from tests.fakes.lake import FakeElection, FakeLake
+from tests.fakes.lake import FakeElection, FakeLake, FakeWriter
 
 T = TableDef(name="t", columns=(ColumnDef(name="id", type="BIGINT", nullable=False),))
 QUICK = BatchSettings(min_interval_ms=0, max_delay_ms=0)
@@ -206,6 +207,27 @@ async def test_after_doubt_the_watermark_is_read_again(world: World) -> None:
     assert world.lake.ids("t") == [1, 2]
     assert world.lake.opened == 2
     assert len(world.election.terms) == 1
+
+
+async def test_a_backlog_that_is_too_much_for_one_commit_lands_in_smaller_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes longer than a commit may would otherwise be tried for ever, all of it each time."""
+    whole = FakeWriter.commit_rows
+
+    async def slow(
+        self: FakeWriter, prev: int, tok: int, parts: Sequence[TableRows]
+    ) -> CommitResult:
+        return await whole(self, prev, tok, parts) if tok - prev <= 2 else REREAD
+
+    monkeypatch.setattr(FakeWriter, "commit_rows", slow)
+    for number in range(1, 9):
+        last = await world.send(number)
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == list(range(1, 9))
 
 
 async def test_a_commit_that_landed_unseen_is_not_repeated(world: World) -> None:
