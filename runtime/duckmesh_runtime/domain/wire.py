@@ -195,12 +195,15 @@ def decode_rows(body: bytes) -> pa.RecordBatch:
 
 
 def _without_precision(kind: pa.DataType) -> pa.DataType:
-    """The type with decimals as mere bytes: DuckDB's HUGEINT has values of 39 digits, which Arrow's checks refuse."""
+    """The type with decimals and times as mere bytes.
+
+    DuckDB has values there that Arrow's checks refuse: a HUGEINT has up to 39 digits, a day ends at 24:00.
+    """
 
     def inner(field: pa.Field) -> pa.Field:
         return field.with_type(_without_precision(field.type))
 
-    if pa.types.is_decimal(kind):
+    if pa.types.is_decimal(kind) or pa.types.is_time(kind):
         return pa.binary(kind.byte_width)
     if pa.types.is_map(kind):
         return pa.map_(inner(kind.key_field), inner(kind.item_field))

@@ -164,9 +164,12 @@ def test_a_batch_that_points_beyond_itself_is_refused() -> None:
         wire.decode_rows(forged)
 
 
-def test_every_value_of_a_hugeint_passes_at_any_depth() -> None:
-    value = f"{2**127 - 1}::HUGEINT"
-    nested = f"[{value}], {{'a': {value}}}, MAP {{1: {value}}}, [{value}]::HUGEINT[1], union_value(k := {value})"
+@pytest.mark.parametrize(
+    "value",
+    [f"{2**127 - 1}::HUGEINT", f"{1 - 2**127}::HUGEINT", "'24:00:00'::TIME", "'infinity'::DATE"],
+)
+def test_every_value_of_duckdb_passes_at_any_depth(value: str) -> None:
+    nested = f"[{value}], {{'a': {value}}}, MAP {{1: {value}}}, array_value({value}), union_value(k := {value})"
     with duckdb.connect() as connection:
         batch = connection.execute(f"SELECT {value}, {nested}").to_arrow_reader(1).read_next_batch()
 
