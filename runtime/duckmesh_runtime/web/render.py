@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any, Final, Protocol
@@ -20,11 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from duckmesh_runtime.errors import Invalid
+
 _SAFE: Final = 2**53  # largest run of integers that a JSON reader with doubles keeps apart
 _HUGE: Final = frozenset(
     {"HUGEINT", "UHUGEINT"}
 )  # Arrow has no such integer: they come as decimals
-_BEYOND: Final = "<value out of range"  # what Arrow writes for DuckDB's infinite timestamps
+_BEYOND: Final = "<value out of range"  # what Arrow writes for a timestamp that is none of its own
 
 _encode = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -168,11 +171,30 @@ def _columns(batch: pa.RecordBatch, type_names: Sequence[str]) -> list[list[Any]
     return [_values(c, t) for c, t in zip(batch.columns, type_names, strict=True)]
 
 
+@contextmanager
+def _sayable(type_name: str) -> Iterator[None]:
+    """DuckDB has dates that neither Arrow nor Python can hold: the statement's error, not a fault of ours."""
+    try:
+        yield
+    except (ValueError, OverflowError):
+        raise Invalid(
+            "SQL_ERROR",
+            f"the result holds a {type_name[:64]} that this answer format cannot say (years 1 to 9999): "
+            "cast it to VARCHAR",
+        ) from None
+
+
 def _values(column: pa.Array, type_name: str) -> list[Any]:
-    """A column as JSON-ready values; the common types without a Python call per value."""
+    """A column as JSON-ready values."""
+    with _sayable(type_name):
+        return _written(column, type_name)
+
+
+def _written(column: pa.Array, type_name: str) -> list[Any]:
+    """The values; the common types without a Python call per value."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _values(column.dictionary_decode(), type_name)
+        return _written(column.dictionary_decode(), type_name)
     if pa.types.is_timestamp(kind):
         found: list[Any] = _times(column).to_pylist()
         return found
@@ -194,14 +216,21 @@ def _all_safe(column: pa.Array) -> bool:
 
 
 def _times(column: pa.Array) -> pa.Array:
-    """Timestamps as RFC 3339 text in UTC, without the zeros at the end of the fraction."""
+    """Timestamps as RFC 3339 text in UTC, without the zeros at the end of the fraction.
+
+    Raises:
+        ValueError: There is no text for one of them.
+    """
     text = pc.cast(pc.cast(column, pa.int64()).cast(pa.timestamp(column.type.unit)), pa.string())
+    beyond = pc.starts_with(text, _BEYOND)
     text = pc.replace_substring_regex(text, r"\.0+$", "")
     text = pc.replace_substring_regex(text, r"(\.\d*[1-9])0+$", r"\1")
     text = pc.binary_join_element_wise(pc.replace_substring(text, " ", "T"), "Z", "")
     raw = pc.cast(column, pa.int64())
-    text = pc.if_else(pc.equal(raw, 2**63 - 1), "infinity", text)
-    return pc.if_else(pc.equal(raw, -(2**63 - 1)), "-infinity", text)
+    above, below = pc.equal(raw, 2**63 - 1), pc.equal(raw, -(2**63 - 1))
+    if pc.any(pc.and_not(beyond, pc.or_(above, below))).as_py():
+        raise ValueError("a timestamp is out of range")
+    return pc.if_else(below, "-infinity", pc.if_else(above, "infinity", text))
 
 
 def _nested(kind: pa.DataType) -> Callable[[Any], Any]:
@@ -259,7 +288,8 @@ def _flat(column: pa.Array, type_name: str) -> pa.Array:
     """A column that a CSV writer takes: numbers and text as they are, all else as the text of its JSON value."""
     kind = column.type
     if pa.types.is_timestamp(kind):
-        return _times(column)
+        with _sayable(type_name):
+            return _times(column)
     if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_boolean(kind):
         return column
     if pa.types.is_floating(kind):

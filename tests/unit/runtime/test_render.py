@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from duckmesh_runtime.errors import Invalid
 from duckmesh_runtime.web.render import (
     ArrowWriter,
     CsvWriter,
@@ -192,3 +193,29 @@ def test_arrow_bytes_are_a_stream_as_soon_as_they_come() -> None:
     assert all(parts[1:])
     with pa.ipc.open_stream(io.BytesIO(b"".join(parts))) as reader:
         assert reader.read_all().column(0).to_pylist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "type_name"),
+    [
+        pytest.param(pa.array([2**31 - 1], pa.date32()), "DATE", id="infinite date"),
+        pytest.param(pa.array([105_200_797], pa.date32()), "DATE", id="date past 9999"),
+        pytest.param(
+            pa.array([9_089_344_512_000_000_000], pa.timestamp("us")), "TIMESTAMP", id="year 290000"
+        ),
+        pytest.param(
+            pa.array([[2**63 - 1]], pa.list_(pa.timestamp("us"))), "TIMESTAMP[]", id="nested"
+        ),
+    ],
+)
+def test_what_a_format_cannot_say_is_the_statements_error(values: pa.Array, type_name: str) -> None:
+    batch = pa.record_batch([values], names=["a"])
+
+    for write in (
+        lambda: json_rows(batch, [type_name]),
+        lambda: NdjsonWriter(batch.schema, [type_name]).batch(batch),
+        lambda: CsvWriter(batch.schema, [type_name]).batch(batch),
+    ):
+        with pytest.raises(Invalid, match="VARCHAR") as caught:
+            write()
+        assert caught.value.code == "SQL_ERROR"
