@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, Final
 
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _BODY_BYTES: Final = 2**20  # the statement has at most 64 KiB; the rest is for parameters
 _SQL_CHARACTERS: Final = 65_536
+_PARAM_LEVELS: Final = (
+    60  # Arrow reads 64; a process on the way to the engine must not run out of stack
+)
 _DEFAULT_WAIT_MS: Final = 5_000
 _DAY_MS: Final = 86_400_000
 
@@ -86,6 +89,7 @@ async def _run(request: web.Request, parts: Parts, started: float) -> web.Stream
 
 
 def _request(envelope: _Envelope, parts: Parts) -> QueryRequest:
+    _check_nesting(envelope.params)
     limits = parts.settings.query
     number = 0
     if envelope.min_visibility_token is not None:
@@ -100,6 +104,21 @@ def _request(envelope: _Envelope, parts: Parts) -> QueryRequest:
         row_limit=min(envelope.row_limit or limits.rows, limits.rows),
         timeout_ms=min(envelope.timeout_ms or limits.timeout_ms, limits.timeout_ms),
     )
+
+
+def _check_nesting(params: list[object]) -> None:
+    level: list[object] = params
+    for _ in range(_PARAM_LEVELS):
+        if not level:
+            return
+        level = [inner for value in level for inner in _inner(value)]
+    raise Invalid("VALIDATION_FAILED", f"params: are nested deeper than {_PARAM_LEVELS} levels")
+
+
+def _inner(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _accepted(request: web.Request) -> str:

@@ -120,6 +120,13 @@ CASES = {
     "query with an unknown field": Case(
         code="VALIDATION_FAILED", path="/v1/query", json={"sql": "SELECT 1", "limit": 1}
     ),
+    "deep params": Case(
+        code="VALIDATION_FAILED",
+        path="/v1/query",
+        data=b'{"sql":"SELECT 1","params":[' + b"[" * 60 + b"]" * 60 + b"]}",
+        headers={"Content-Type": "application/json"},
+        says="params",
+    ),
     "statement too long": Case(
         code="VALIDATION_FAILED", path="/v1/query", json={"sql": "x" * 65_537}
     ),
