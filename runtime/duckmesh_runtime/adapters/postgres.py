@@ -29,8 +29,9 @@ LOCK_TIMEOUT_MS: Final = 2_000
 # https://www.postgresql.org/docs/18/errcodes-appendix.html, first two characters: connection, authorisation (a login
 # being rotated), no such database, resources, operator intervention (shutdown, cancel, timeout), system error.
 _UNAVAILABLE_CLASSES: Final = frozenset({"08", "28", "3D", "53", "57", "58"})
-# serialization failure, deadlock, lock not available, read-only transaction (a standby not yet promoted)
-_UNAVAILABLE_CODES: Final = frozenset({"40001", "40P01", "55P03", "25006"})
+# serialization failure, deadlock, lock not available, read-only transaction (a standby not yet promoted), a database that
+# takes no connections now
+_UNAVAILABLE_CODES: Final = frozenset({"40001", "40P01", "55P03", "25006", "55000"})
 
 
 async def open_pool(

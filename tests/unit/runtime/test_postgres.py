@@ -21,6 +21,7 @@ from duckmesh_runtime.errors import Unavailable
         asyncpg.LockNotAvailableError("lock timeout"),
         asyncpg.DeadlockDetectedError("deadlock"),
         asyncpg.ReadOnlySQLTransactionError("standby"),
+        asyncpg.ObjectNotInPrerequisiteStateError("no connections now"),
     ],
     ids=lambda error: type(error).__name__,
 )
