@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 import traceback
 
 import asyncpg
@@ -47,6 +50,45 @@ async def test_the_same_writer_goes_on_after_its_connections_were_ended(lake: La
 
     assert outcomes.count(CommitOutcome.DONE) == 1
     assert LakeView(lake).ids() == [5]
+
+
+_CLOSE_IN_A_TRANSACTION = """
+import asyncio, os, sys
+from duckmesh_runtime.adapters import duckdb_engine
+
+async def main():
+    engine = duckdb_engine.Engine(duckdb_engine.connect(threads=1), name="test")
+    for statement in (os.environ["ATTACH"], "BEGIN", "SELECT lake FROM pg.duckmesh.lake"):
+        await engine.run(lambda k: k.execute(statement).fetchall(), timeout_s=20)
+    print("open", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await engine.close()
+    print("closed", flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_closing_after_postgres_went_in_a_transaction_does_not_end_the_process(
+    lake: Lake,
+) -> None:
+    attach = f"ATTACH '{lake.catalog_dsn}?application_name=to-be-ended' AS pg (TYPE postgres)"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", _CLOSE_IN_A_TRANSACTION),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"ATTACH": attach},
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        assert await process.stdout.readline() == b"open\n"
+        await LakeView(lake).fetch(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'to-be-ended'"
+        )
+        said, _ = await process.communicate(b"\n")
+
+    assert (said, process.returncode) == (b"closed\n", 0)
 
 
 async def test_rows_with_any_text_land_as_they_are(lake: Lake) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,6 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from duckmesh_runtime.adapters import duckdb_engine
 from duckmesh_runtime.adapters.freeze import PostgresFreezer
 from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.adapters.postgres import open_pool
@@ -199,6 +202,34 @@ async def test_lag_is_the_age_of_the_oldest_row_that_the_snapshot_lacks(start: S
     catalog = await reading.freezer.freeze()
 
     assert 7_000 <= catalog.lag_ms < 9_000
+
+
+async def test_a_freeze_that_hangs_does_not_end_those_after_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that stalls while a client goes away: the thread is given up, the next query gets another."""
+    reading = await start("file")
+    stalled, goes_on, copy = threading.Event(), threading.Event(), shutil.copyfile
+
+    def stall(*names: Path) -> object:
+        stalled.set()
+        goes_on.wait(30)
+        return copy(*names)
+
+    monkeypatch.setattr(duckdb_engine, "_AFTER_INTERRUPT_S", 0.01)
+    monkeypatch.setattr(shutil, "copyfile", stall)
+    leaving = asyncio.create_task(reading.freezer.freeze())
+    await asyncio.to_thread(stalled.wait)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    try:
+        catalog = await reading.freezer.freeze()
+    finally:
+        goes_on.set()
+
+    assert Path(catalog.path).exists()
 
 
 async def test_a_catalog_database_that_is_gone_is_told_as_such(

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,6 +117,11 @@ class Engine:
         self._turn = asyncio.Lock()
         self._given_up = False
 
+    @property
+    def given_up(self) -> bool:
+        """Whether it takes no more calls: a statement hangs, or it was closed."""
+        return self._given_up
+
     async def run(self, work: Callable[[duckdb.DuckDBPyConnection], T], *, timeout_s: float) -> T:
         """Run blocking `work` in the thread.
 
@@ -142,7 +148,7 @@ class Engine:
         if self._given_up:
             return
         try:
-            await self.run(lambda connection: connection.close(), timeout_s=_AFTER_INTERRUPT_S)
+            await self.run(_close, timeout_s=_AFTER_INTERRUPT_S)
         except TimeoutError:
             self._give_up()
         else:
@@ -164,3 +170,10 @@ class Engine:
             logger.warning("a DuckDB statement does not end; its thread is left behind")
         self._given_up = True
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _close(connection: duckdb.DuckDBPyConnection) -> None:
+    # Closed with a transaction open whose Postgres is gone, DuckDB ends the process: its destructor's ROLLBACK raises.
+    with suppress(duckdb.Error):
+        connection.rollback()
+    connection.close()

@@ -144,7 +144,9 @@ class PostgresFreezer:
 
     async def _freeze_now(self) -> FrozenCatalog:
         started = time.monotonic()
-        engine = self._engine or await self._open_engine()
+        engine = self._engine
+        if engine is None or engine.given_up:
+            engine = await self._open_engine()
         with catalog_errors():
             async with (
                 self._pool.acquire() as connection,
@@ -214,7 +216,11 @@ class PostgresFreezer:
     ) -> FrozenCatalog:
         self._number += 1
         path = self._folder / f"snapshot-{state.snapshot_id}-{self._number}.db"
-        files = await engine.run(lambda k: self._fill(k, spooled, path), timeout_s=_TIMEOUT_S)
+        try:
+            files = await engine.run(lambda k: self._fill(k, spooled, path), timeout_s=_TIMEOUT_S)
+        except BaseException:
+            path.unlink(missing_ok=True)  # it may have been finished all the same
+            raise
         self._made[str(path)] = files
         self._allow(files)
         return FrozenCatalog(
