@@ -18,6 +18,7 @@ T = TypeVar("T")
 _READ_S: Final = 60.0  # a body that trickles holds memory; a 64 MB body takes this long at 9 Mbit/s
 _STEP: Final = 2**20
 _BODIES_AT_ONCE: Final = 4
+_LEAST_TOTAL_BYTES: Final = 256 * 2**20
 
 
 class BodyBudget:
@@ -25,19 +26,24 @@ class BodyBudget:
 
     Args:
         body_bytes: Largest (decompressed) single body.
-        total_bytes: All of them; default four of the largest.
+        total_bytes: All of them; default four of the largest, and room for one of JSON at least.
     """
 
     def __init__(self, body_bytes: int, total_bytes: int | None = None) -> None:
         self.body_bytes = body_bytes
-        self.total_bytes = total_bytes or _BODIES_AT_ONCE * body_bytes
+        self.total_bytes = total_bytes or max(_BODIES_AT_ONCE * body_bytes, _LEAST_TOTAL_BYTES)
         self.used_bytes = 0
 
     @asynccontextmanager
     async def read(
-        self, request: web.Request, limit_bytes: int | None = None
+        self, request: web.Request, limit_bytes: int | None = None, *, growth: int = 1
     ) -> AsyncIterator[bytes]:
         """The body, decompressed; its bytes count until the block ends.
+
+        Args:
+            request: Whose body.
+            limit_bytes: Largest body of this kind.
+            growth: Bytes of memory that a byte becomes when the body is decoded.
 
         Raises:
             Invalid: PAYLOAD_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, or VALIDATION_FAILED for a broken or too slow body.
@@ -48,9 +54,9 @@ class BodyBudget:
         parts: list[bytes] = []
         try:
             async for part in _with_deadline(_decoded(request, limit)):
-                taken += len(part)
-                self.used_bytes += len(part)
-                _check_size(taken, limit)
+                taken += len(part) * growth
+                self.used_bytes += len(part) * growth
+                _check_size(taken // growth, limit)
                 if self.used_bytes > self.total_bytes:
                     raise Limited(
                         "OVERLOADED",
