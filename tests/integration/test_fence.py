@@ -243,6 +243,33 @@ async def test_a_writer_s_own_sql_reaches_nothing_else(
     assert await _state(other) == before
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "take_over('{lake}', 'w')",
+        "advance('{lake}', 99, 0, 0)",
+        "set_aside('{lake}', 99, 0, 0, '')",
+        "beat('{lake}', 'w', 1, 'me', '', interval '1 minute')",
+    ],
+    ids=["take_over", "advance", "set_aside", "beat"],
+)
+async def test_another_s_lake_answers_as_one_that_is_not_there(
+    fenced: Lake, make_lake: Callable[..., object], call: str
+) -> None:
+    stranger: Lake = await make_lake(dsn=fenced.catalog_dsn)  # type: ignore[misc]  # a coroutine
+    said = []
+
+    async with writer_pool(stranger) as pool:
+        for lake in (fenced.name, "lake_0000000000000000"):
+            try:
+                answer = str(await pool.fetchval(f"SELECT duckmesh.{call.format(lake=lake)}"))
+            except asyncpg.PostgresError as error:
+                answer = f"{error.sqlstate} {error}"
+            said.append(answer.replace(lake, "it"))
+
+    assert said[0] == said[1]
+
+
 async def test_what_each_role_may_do_is_done(fenced: Lake) -> None:
     with _attached(fenced, Attempt("", **MAINTENANCE)) as connection:
         _change(connection, Attempt(MERGE, CHORE))

@@ -113,8 +113,9 @@ CREATE OR REPLACE FUNCTION duckmesh.check_lease(p_lake text, p_role text, p_epoc
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $f$
 DECLARE l duckmesh.lease;
 BEGIN
-  SELECT * INTO l FROM duckmesh.lease WHERE lake = p_lake AND role = p_role FOR SHARE;   -- kept to COMMIT: take_over waits
-  IF l.epoch IS NULL OR p_epoch IS NULL OR l.epoch <> p_epoch OR (l.login IS NOT NULL AND l.login <> session_user) THEN
+  -- Kept to COMMIT: take_over waits. Another's lease is neither locked nor told.
+  SELECT * INTO l FROM duckmesh.lease WHERE lake = p_lake AND role = p_role AND (login IS NULL OR login = session_user) FOR SHARE;
+  IF l.epoch IS NULL OR p_epoch IS NULL OR l.epoch <> p_epoch THEN
     RAISE EXCEPTION 'DUCKMESH_FENCED lake=% role=% mine=% current=% login=%', p_lake, coalesce(p_role, 'none'),
       coalesce(p_epoch::text, 'none'), coalesce(l.epoch::text, 'none'), session_user USING ERRCODE = 'DM001';
   END IF;
@@ -236,10 +237,10 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $f$
 DECLARE l duckmesh.lease; e bigint; again boolean := false;
 BEGIN
   SELECT * INTO l FROM duckmesh.lease WHERE lake = p_lake AND role = p_role;
-  IF l.lake IS NULL THEN RAISE EXCEPTION 'DUCKMESH_POLICY no lake % with role %', p_lake, p_role USING ERRCODE = 'DM002'; END IF;
   IF l.login IS DISTINCT FROM session_user AND NOT pg_has_role(session_user, 'duckmesh_control', 'MEMBER') THEN
     RAISE EXCEPTION 'DUCKMESH_FENCED lake=% role=% is not for login %', p_lake, p_role, session_user USING ERRCODE = 'DM001';
   END IF;
+  IF l.lake IS NULL THEN RAISE EXCEPTION 'DUCKMESH_POLICY no lake % with role %', p_lake, p_role USING ERRCODE = 'DM002'; END IF;
   PERFORM set_config('lock_timeout', p_wait_ms::text, true);
   LOOP
     BEGIN
