@@ -80,6 +80,23 @@ async def test_a_call_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatc
     await subject.close()
 
 
+async def test_a_close_that_is_slow_to_return_is_a_timeout_like_any_other() -> None:
+    closed, returns = threading.Event(), threading.Event()
+    subject = Engine(duckdb_engine.connect(threads=1), name="test")
+
+    def work(connection: duckdb.DuckDBPyConnection) -> None:
+        connection.close()
+        closed.set()
+        returns.wait(30)
+
+    running = asyncio.create_task(subject.run(work, timeout_s=1))
+    await asyncio.to_thread(closed.wait)
+    asyncio.get_running_loop().call_later(1.5, returns.set)
+    with pytest.raises(TimeoutError):
+        await running
+    await subject.close()
+
+
 async def test_errors_come_through_unchanged(engine: Engine) -> None:
     with pytest.raises(duckdb.CatalogException):
         await _ask(engine, "SELECT * FROM nowhere")

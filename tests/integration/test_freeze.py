@@ -216,14 +216,14 @@ async def test_a_freeze_that_hangs_does_not_end_those_after_it(
         goes_on.wait(30)
         return copy(*names)
 
-    monkeypatch.setattr(duckdb_engine, "_AFTER_INTERRUPT_S", 0.01)
-    monkeypatch.setattr(shutil, "copyfile", stall)
-    leaving = asyncio.create_task(reading.freezer.freeze())
-    await asyncio.to_thread(stalled.wait)
-    leaving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await leaving
-    monkeypatch.setattr(shutil, "copyfile", copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(duckdb_engine, "_AFTER_INTERRUPT_S", 0.01)
+        patch.setattr(shutil, "copyfile", stall)
+        leaving = asyncio.create_task(reading.freezer.freeze())
+        await asyncio.to_thread(stalled.wait)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
     try:
         catalog = await reading.freezer.freeze()
     finally:

@@ -158,7 +158,8 @@ class Engine:
     async def _interrupt(self, running: asyncio.Future[T]) -> None:
         if running.done():
             return
-        self._connection.interrupt()
+        with suppress(duckdb.ConnectionException):  # closed, and the thread has yet to say so
+            self._connection.interrupt()
         done, _ = await asyncio.wait({running}, timeout=_AFTER_INTERRUPT_S)
         if not done:
             self._give_up()
