@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -12,15 +13,16 @@ from tests.contract.kube_suite import KubeSuite
 from tests.e2e.product import Kube
 
 
+@pytest.fixture(scope="module")
+def namespace(kube: Kube) -> Iterator[str]:
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    kube.kubectl("create", "namespace", name)
+    yield name
+    kube.kubectl("delete", "namespace", name, "--wait=false")
+
+
 class TestReal(KubeSuite):
     @pytest.fixture
     async def api(self, kube: Kube) -> AsyncIterator[KubeApi]:
         async with client.connect(kube.kubeconfig) as api:
             yield api
-
-    @pytest.fixture(scope="class")
-    def namespace(self, kube: Kube) -> Iterator[str]:
-        name = "e2e-kube-api"
-        kube.kubectl("create", "namespace", name, check=False)
-        yield name
-        kube.kubectl("delete", "namespace", name, "--wait=false")

@@ -189,6 +189,23 @@ async def test_a_held_catalog_stays_and_a_released_one_goes(start: Start) -> Non
     assert Path(newest.path).exists()
 
 
+async def test_files_of_an_earlier_process_go_and_names_do_not_come_back(
+    start: Start, tmp_path: Path
+) -> None:
+    reading = await start("file")
+    first = await reading.freezer.freeze()
+    left = tmp_path / "catalogs" / "snapshot-7-old-1.db"
+    left.write_text("left")
+
+    again = await start("file")
+    second = await again.freezer.freeze()
+
+    assert not left.exists()
+    assert Path(first.path).name != Path(second.path).name
+    await again.freezer.close()
+    again.freezer.release(second)
+
+
 async def test_lag_is_the_age_of_the_oldest_row_that_the_snapshot_lacks(start: Start) -> None:
     reading = await start("file")
     admin = await asyncpg.connect(reading.lake.catalog_dsn)

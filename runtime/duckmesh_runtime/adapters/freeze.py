@@ -8,6 +8,7 @@ is the read proxy's URL. A live-only copy is right for the newest snapshot only,
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 import time
@@ -111,7 +112,11 @@ class PostgresFreezer:
         self._engine: Engine | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="duckmesh-freeze-")
         self._tables: dict[str, dict[str, str]] = {}
+        # A process before this one may have left files; a sandbox that still knows one must not take ours for it.
+        self._run = secrets.token_hex(4)
         self._number = 0
+        for left in folder.glob("snapshot-*"):
+            left.unlink(missing_ok=True)
 
     async def freeze(self, min_token: int = 0) -> FrozenCatalog:
         """See `ports.CatalogFreezer`.
@@ -129,8 +134,9 @@ class PostgresFreezer:
 
     def release(self, catalog: FrozenCatalog) -> None:
         """See `ports.CatalogFreezer`."""
-        self._holds[catalog.path] -= 1
-        self._drop_unheld()
+        if catalog.path in self._holds:  # not after `close`
+            self._holds[catalog.path] -= 1
+            self._drop_unheld()
 
     async def close(self) -> None:
         """Remove all files; safe to repeat."""
@@ -215,7 +221,7 @@ class PostgresFreezer:
         self, engine: Engine, spooled: dict[str, Path], state: _State
     ) -> FrozenCatalog:
         self._number += 1
-        path = self._folder / f"snapshot-{state.snapshot_id}-{self._number}.db"
+        path = self._folder / f"snapshot-{state.snapshot_id}-{self._run}-{self._number}.db"
         try:
             files = await engine.run(lambda k: self._fill(k, spooled, path), timeout_s=_TIMEOUT_S)
         except BaseException:

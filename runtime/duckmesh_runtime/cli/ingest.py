@@ -72,12 +72,13 @@ async def send_file(
     return progress
 
 
-async def wait_visible(client: Client, token: str, timeout_ms: int) -> int:
-    """Wait until the token is visible; returns the snapshot's id."""
+async def wait_visible(client: Client, token: str, timeout_ms: int) -> int | None:
+    """Wait until the token is visible; returns the snapshot's id, None when no snapshot was needed for it."""
     answer = await client.call(
         "GET", "/v1/visible", params={"token": token, "timeout_ms": str(timeout_ms)}
     )
-    return int(answer["visible_snapshot_id"])
+    snapshot: int | None = answer["visible_snapshot_id"]
+    return snapshot
 
 
 async def _table_schema(client: Client, file: DataFile, table: str, *, create: bool) -> pa.Schema:
