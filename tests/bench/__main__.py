@@ -33,11 +33,7 @@ def main() -> None:
     tenants = [Tenant(kube, namespace, f"bench-{number}") for number in range(TENANTS)]
     try:
         _report_ready(tenants)
-        for tenant in tenants[1:]:
-            tenant.apply({"suspend": True})
-        for tenant in tenants[1:]:
-            tenant.wait("Suspended")
-        _report_load(tenants[0])
+        _report_load(tenants[-1])
         _report_memory(kube, namespace)
     finally:
         tenants[0].delete()
@@ -50,6 +46,9 @@ def _report_ready(tenants: list[Tenant]) -> None:
         tenant.apply()
         tenant.wait("Ready")
         seconds.append(time.monotonic() - started)
+        if tenant is not tenants[-1]:  # a small node does not hold them all
+            tenant.apply({"suspend": True})
+            tenant.wait("Suspended")
     found = ", ".join(f"{value:.1f}" for value in sorted(seconds))
     print(
         f"apply -> Ready: median {statistics.median(seconds):.1f} s of {TENANTS}, one after the other ({found})\n"
