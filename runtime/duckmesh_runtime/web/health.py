@@ -51,7 +51,11 @@ class Health:
     async def dependencies(self) -> dict[str, str]:
         """`ok` or `unavailable` per dependency, at most two seconds old."""
         async with self._lock:
-            if time.monotonic() - self._seen_at > _KEEP_S:
+            # What was seen before the parts were there says nothing of them.
+            if (
+                self._seen.keys() != self.checks.keys()
+                or time.monotonic() - self._seen_at > _KEEP_S
+            ):
                 states = await asyncio.gather(*(_state(check) for check in self.checks.values()))
                 self._seen = dict(zip(self.checks, states, strict=True))
                 self._seen_at = time.monotonic()
