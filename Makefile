@@ -5,18 +5,18 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(shell cat requirements.lock operator/pyproject.toml runtime/pyproject.toml | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.installed-$(shell cat requirements.lock client/pyproject.toml operator/pyproject.toml runtime/pyproject.toml | sha256sum | cut -c1-16)
 
 .PHONY: help
 help: ## Print these targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(STAMP): requirements.lock operator/pyproject.toml runtime/pyproject.toml
+$(STAMP): requirements.lock client/pyproject.toml operator/pyproject.toml runtime/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "duckmesh needs Python 3.11 or newer; set PYTHON=")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the locked packages into $(VENV)"
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e operator -e runtime
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e client -e operator -e runtime
 	@rm -f $(VENV)/.installed-*; touch $@
 
 .PHONY: setup
@@ -33,17 +33,19 @@ lint: setup ## Format, rules, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# One process a core, each with services of its own. Tests of a file share what it started, so they run in one, in order.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile
 .PHONY: unit contract integration
 unit: setup ## Tests without network
-	$(BIN)/pytest tests/unit
+	$(PYTEST) tests/unit
 contract: setup ## Tests that both sides of each seam agree
-	$(BIN)/pytest tests/contract
+	$(PYTEST) tests/contract
 integration: setup ## Tests with real Postgres, DuckLake and S3 on loopback
-	$(BIN)/pytest tests/integration
+	$(PYTEST) tests/integration
 
 .PHONY: test
 test: setup ## Everything that needs no cluster
-	$(BIN)/pytest tests/unit tests/contract tests/integration
+	$(PYTEST) tests/unit tests/contract tests/integration
 
 .PHONY: fresh
 fresh: ## From nothing: the committed tree, empty virtualenv and caches in a temporary folder
@@ -59,9 +61,17 @@ demo: setup ## From nothing to a Tenant with 336,776 real rows, queried and chec
 demo-down: setup ## Remove everything the demo made, the cluster included
 	$(BIN)/python -m tests.e2e.demo down
 
-.PHONY: bench
-bench: setup ## Measure the figures of docs/benchmarks.md (needs the demo's cluster: starts it)
-	$(BIN)/python -m tests.bench
+.PHONY: bench bench-cluster
+bench: setup ## Measure the figures of docs/benchmarks.md on this machine (ARGS=--short: half a minute each)
+	$(BIN)/python -m tests.bench $(ARGS)
+bench-cluster: setup ## Measure those that need Kubernetes (starts the demo's cluster)
+	$(BIN)/python -m tests.bench cluster
+
+FUZZ ?= 50
+.PHONY: nightly
+nightly: setup ## Long runs: an hour of load, a loop of kills, property tests FUZZ times as long
+	$(BIN)/python -m tests.nightly $(ARGS)
+	DUCKMESH_FUZZ=$(FUZZ) $(BIN)/pytest -m hypothesis tests/unit tests/integration --timeout=14400
 
 .PHONY: ci
 ci: ## What CI runs
@@ -74,7 +84,7 @@ clean: ## Remove the virtualenv and tool caches (not ~/.cache/duckmesh)
 .PHONY: lock
 lock: setup ## Renew the hash-pinned locks (root, and the part of it each image needs)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev \
-	  operator/pyproject.toml runtime/pyproject.toml --extra dev -o requirements.lock
+	  client/pyproject.toml operator/pyproject.toml runtime/pyproject.toml --extra dev -o requirements.lock
 	for f in operator runtime; do \
 	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	    -c requirements.lock $$f/pyproject.toml -o $$f/requirements.lock; done
@@ -82,7 +92,7 @@ lock: setup ## Renew the hash-pinned locks (root, and the part of it each image 
 	  -c requirements.lock runtime/pyproject.toml --extra dev -o runtime/requirements-dev.lock
 
 .PHONY: manifests
-manifests: setup ## Write what is made from crds/: the chart's copy, the field reference
+manifests: setup ## Write what is made from crds/ and code: the chart's copy, the references
 	@mkdir -p charts/duckmesh/templates/crds
 	for kind in tenant compactor; do { \
 	  echo '{{- if .Values.crds.install }}'; \
@@ -91,6 +101,7 @@ manifests: setup ## Write what is made from crds/: the chart's copy, the field r
 	  echo '{{- end }}'; \
 	} > charts/duckmesh/templates/crds/$$kind.yaml; done
 	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python docs/reference/commands.py
 
 # ---------------------------------------------------------------- a cluster of one's own (tests/e2e/cluster/README.md)
 # Standard library only: works before `make setup`. `eval "$(make -s cluster)"` leads this shell to it.

@@ -6,12 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.services import catalog_dsn, lake, make_lake, postgres, s3, services_dir
 
 __all__ = ["catalog_dsn", "lake", "make_lake", "postgres", "s3", "services_dir"]  # fixtures
 
 KINDS = ("unit", "contract", "integration", "e2e")
+
+
+# A busy machine makes an example slow; what hangs is ended by the time limit of the whole test.
+settings.register_profile("duckmesh", settings.default, deadline=None)
+settings.load_profile("duckmesh")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -72,11 +72,12 @@ def attach(lake: Lake, role: str, epoch: int) -> duckdb.DuckDBPyConnection:
 
 
 @contextmanager
-def attached_file(path: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB with a frozen catalog attached read-only as `lake`."""
+def attached_file(path: str, version: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB with a frozen catalog attached read-only as `lake`, at a snapshot or not."""
     connection = duckdb_engine.connect(extensions=("ducklake", "httpfs"))
+    at = "" if version is None else f", SNAPSHOT_VERSION {version}"
     try:
-        connection.execute(f"ATTACH 'ducklake:{path}' AS lake (READ_ONLY)")
+        connection.execute(f"ATTACH 'ducklake:{path}' AS lake (READ_ONLY{at})")
         yield connection
     finally:
         connection.close()

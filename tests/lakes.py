@@ -6,24 +6,43 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import duckdb
+import msgspec
 import pyarrow as pa
 
 from duckmesh_runtime.adapters import duckdb_engine
 from duckmesh_runtime.adapters.ducklake import DuckLakeWriter, open_writer
-from duckmesh_runtime.adapters.election import PostgresElection
+from duckmesh_runtime.adapters.election import PROTOCOL, PostgresElection
 from duckmesh_runtime.adapters.postgres import open_pool
 from duckmesh_runtime.adapters.postgres_bus import PostgresBus
 from duckmesh_runtime.adapters.progress import PostgresProgress
 from duckmesh_runtime.domain import lakesql
+from duckmesh_runtime.domain.bus_rows import DELETED, bus_schema
+from duckmesh_runtime.domain.changes import Change, alter_json
 from duckmesh_runtime.domain.schema import ColumnDef, TableDef, arrow_schema, table_json
-from duckmesh_runtime.ports import Append, AppendResult, EntryKind, IngestBus, Part
+from duckmesh_runtime.ports import (
+    Append,
+    AppendResult,
+    EntryKind,
+    IngestBus,
+    Part,
+    StagedFile,
+)
 from duckmesh_runtime.services.commit import Committer
 from duckmesh_runtime.settings import BatchSettings, StoreSettings, read_secret
 from tests.services import Lake
@@ -50,14 +69,74 @@ def rows_of(ids: Iterable[int | None], table: TableDef = EVENTS) -> pa.Table:
 
 def append_rows(ids: Iterable[int | None], *, version: int, table: TableDef = EVENTS) -> Append:
     rows = rows_of(ids, table)
+    return append_table(rows, version=version, table=table.name)
+
+
+KEYED = TableDef(
+    name="keyed",
+    columns=(
+        ColumnDef(name="id", type="BIGINT", nullable=False),
+        ColumnDef(name="value", type="VARCHAR"),
+    ),
+    primary_key=("id",),
+)
+
+
+def changes_of(
+    *changes: Mapping[str, object] | tuple[object, ...], table: TableDef = KEYED
+) -> pa.Table:
+    """Rows of a keyed table: a mapping is an upsert, a tuple the key of a row to delete."""
+    rows = [
+        {**change, DELETED: False}
+        if isinstance(change, Mapping)
+        else {**dict(zip(table.primary_key, change, strict=True)), DELETED: True}
+        for change in changes
+    ]
+    return pa.Table.from_pylist(rows, schema=bus_schema(table))
+
+
+def append_table(rows: pa.Table, *, version: int, table: str) -> Append:
+    """Rows as they are, of any schema."""
     batch = rows.combine_chunks().to_batches()[0]
     return Append(
         kind=EntryKind.ROWS,
-        table=table.name,
+        table=table,
         parts=[Part(rows=rows.num_rows, payload=batch.serialize().to_pybytes())],
         schema_version=version,
         header=rows.schema.serialize().to_pybytes(),
     )
+
+
+def append_file(file: StagedFile, *, version: int, table: str = "events") -> Append:
+    part = Part(rows=file.rows, payload=msgspec.json.encode(file))
+    return Append(kind=EntryKind.FILE, table=table, parts=[part], schema_version=version)
+
+
+def append_alter(table: TableDef, *changes: Change, version: int) -> Append:
+    """Changes of a table, and `table` as it is afterwards."""
+    payload = json.dumps(alter_json(table, changes)).encode()
+    part = Part(rows=1, payload=payload)
+    return Append(
+        kind=EntryKind.ALTER_TABLE, table=table.name, parts=[part], schema_version=version
+    )
+
+
+async def stage(
+    lake: Lake, rows: pa.Table, name: str = "staged-1.parquet", *, folder: str = "main/events/"
+) -> StagedFile:
+    """Write rows as Parquet below the lake's data path."""
+    path = folder + name
+    connection = duckdb_engine.connect(extensions=("httpfs",), threads=1)
+    try:
+        duckdb_engine.use_store(connection, lake.store)
+        target = duckdb_engine.data_path(lake.store) + path
+        if lake.store.secret_dir is None:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+        connection.register("staged", rows)
+        connection.execute(f"COPY staged TO '{target}' (FORMAT parquet)")
+    finally:
+        connection.close()
+    return StagedFile(path=path, rows=rows.num_rows, size=1)
 
 
 def append_create(table: TableDef, *, version: int) -> Append:
@@ -91,6 +170,17 @@ class LakeView:
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Rows of a statement over the lake as it is now."""
+        with self._attached() as connection:
+            return connection.execute(statement).fetchall()
+
+    def dicts(self, statement: str) -> list[dict[str, Any]]:
+        """The same with names, by way of Arrow."""
+        with self._attached() as connection:
+            found: list[dict[str, Any]] = connection.execute(statement).to_arrow_table().to_pylist()
+            return found
+
+    @contextmanager
+    def _attached(self) -> Iterator[duckdb.DuckDBPyConnection]:
         connection = duckdb_engine.connect(threads=1)
         try:
             duckdb_engine.use_store(connection, self._lake.store)
@@ -99,7 +189,7 @@ class LakeView:
             attach = lakesql.attach_lake(conninfo, schema=self._lake.name, data_path=path)
             connection.execute(attach.replace("(DATA_PATH", "(READ_ONLY, DATA_PATH"))
             connection.execute(f"USE {lakesql.LAKE}")
-            return connection.execute(statement).fetchall()
+            yield connection
         finally:
             connection.close()
 
@@ -140,9 +230,23 @@ async def eventually(condition: Callable[[], Awaitable[bool]], deadline_s: float
             await asyncio.sleep(0.02)
 
 
+async def force_inlining(lake: Lake) -> None:
+    """Let small changes be kept inside the catalog, behind the fence's back."""
+    connection = await asyncpg.connect(lake.catalog_dsn)
+    try:
+        await connection.execute(
+            "SET session_replication_role = replica;"
+            f"UPDATE {lake.name}.ducklake_metadata SET value = '10' WHERE key = 'data_inlining_row_limit';"
+            f"GRANT CREATE ON SCHEMA {lake.name} TO {lake.name}_w"
+        )
+    finally:
+        await connection.close()
+
+
 @asynccontextmanager
 async def writer_pool(lake: Lake) -> AsyncIterator[asyncpg.Pool]:
-    pool = await open_pool(lake.writer_dir, application_name="test-writer")
+    speaks = {"duckmesh.protocol": str(PROTOCOL)}
+    pool = await open_pool(lake.writer_dir, application_name="test-writer", settings=speaks)
     try:
         yield pool
     finally:
@@ -183,13 +287,16 @@ async def committer_of(
             address=f"{holder}:8080",
             pool=pool,
         )
-        yield Committer(
-            PostgresBus(pool, lake.name),
-            election,
-            open_one,
-            PostgresProgress(pool, lake.name),
-            batch,
-        )
+        try:
+            yield Committer(
+                PostgresBus(pool, lake.name),
+                election,
+                open_one,
+                PostgresProgress(pool, lake.name),
+                batch,
+            )
+        finally:
+            await election.close()
 
 
 @asynccontextmanager
@@ -204,8 +311,14 @@ async def running(committer: Committer) -> AsyncIterator[Committer]:
 
 
 @contextmanager
-def committer_process(lake: Lake, holder: str) -> Any:
-    """A process that campaigns and commits for the lake; killed at the end."""
+def committer_process(lake: Lake, holder: str, *, die: tuple[str, str] | None = None) -> Any:
+    """A process that campaigns and commits for the lake; killed at the end.
+
+    Args:
+        lake: The lake.
+        holder: Its name.
+        die: When and at which statement it kills itself, see `tests.failpoints`.
+    """
     store = {key: str(value) for key, value in asdict(lake.store).items() if value is not None}
     arguments = json.dumps(
         {
@@ -213,6 +326,7 @@ def committer_process(lake: Lake, holder: str) -> Any:
             "writer_dir": str(lake.writer_dir),
             "store": store,
             "holder": holder,
+            "die": die,
         }
     )
     process = subprocess.Popen(

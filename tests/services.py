@@ -125,27 +125,40 @@ def make_lake(
         dsn: str | None = None,
         migrated: bool = True,
     ) -> Lake:
-        uid = str(uuid.uuid4())
-        name = "lake_" + uid.replace("-", "")[:16]
-        folder = tmp_path / name
-        dsn = dsn or await create_database(server)
-        found = Lake(
-            name=name,
-            tenant=f"team/{name}",
-            tenant_uid=uid,
-            catalog_dsn=dsn,
-            admin_dir=_secret(folder / "admin", dsn=dsn),
-            writer_dir=_secret(folder / "writer", dsn=_login(dsn, f"{name}_w")),
-            maintenance_dir=_secret(folder / "maintenance", dsn=_login(dsn, f"{name}_m")),
-            reader_dir=_secret(folder / "reader", dsn=_login(dsn, f"{name}_r")),
-            store=_file_store(folder) if store == "file" else _s3_store(folder, name, request),
-        )
-        await _make_logins(dsn, name)
-        if migrated:
-            await migrate(found.migrate_settings)
-        return found
+        s3: S3Server | None = None if store == "file" else request.getfixturevalue("s3")
+        return await new_lake(tmp_path, server, s3=s3, dsn=dsn, migrated=migrated)
 
     return make
+
+
+async def new_lake(
+    folder: Path,
+    server: PostgresServer,
+    *,
+    s3: S3Server | None = None,
+    dsn: str | None = None,
+    migrated: bool = True,
+) -> Lake:
+    """Make a lake below `folder`, over S3 or local files; by default in a fresh database."""
+    uid = str(uuid.uuid4())
+    name = "lake_" + uid.replace("-", "")[:16]
+    folder = folder / name
+    dsn = dsn or await create_database(server)
+    found = Lake(
+        name=name,
+        tenant=f"team/{name}",
+        tenant_uid=uid,
+        catalog_dsn=dsn,
+        admin_dir=_secret(folder / "admin", dsn=dsn),
+        writer_dir=_secret(folder / "writer", dsn=_login(dsn, f"{name}_w")),
+        maintenance_dir=_secret(folder / "maintenance", dsn=_login(dsn, f"{name}_m")),
+        reader_dir=_secret(folder / "reader", dsn=_login(dsn, f"{name}_r")),
+        store=_file_store(folder) if s3 is None else s3_store(folder, name, s3),
+    )
+    await _make_logins(dsn, name)
+    if migrated:
+        await migrate(found.migrate_settings)
+    return found
 
 
 _LOGIN_PASSWORD = "it's a \\ secret"  # what quoting is easily wrong about
@@ -175,11 +188,11 @@ def _file_store(folder: Path) -> StoreSettings:
     return StoreSettings(url=f"{(folder / 'data').as_uri()}/")
 
 
-def _s3_store(folder: Path, lake: str, request: pytest.FixtureRequest) -> StoreSettings:
-    server: S3Server = request.getfixturevalue("s3")
+def s3_store(folder: Path, prefix: str, server: S3Server) -> StoreSettings:
+    """A prefix of the server's bucket; the key is left in `folder`."""
     secret = {"access-key-id": server.access_key, "secret-access-key": server.secret_key}
     return StoreSettings(
-        url=f"s3://{server.bucket}/{lake}/",
+        url=f"s3://{server.bucket}/{prefix}/",
         endpoint=server.endpoint,
         secret_dir=_secret(folder / "store", **secret),
     )

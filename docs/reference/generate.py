@@ -1,12 +1,21 @@
-"""Write docs/reference/resources.md from crds/; `make manifests` runs it, tests/contract compares."""  # noqa: INP001 - a script
+"""Write the pages beside this file: resources.md from crds/, metrics.md and errors.md from the code.
+
+`make manifests` runs it, tests/contract compares.
+"""  # noqa: INP001 - a script
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from duckmesh_operator import metrics as operator_metrics
+from duckmesh_runtime import metrics as runtime_metrics
+from duckmesh_runtime.errors import CATALOGUE
 
 HERE = Path(__file__).resolve().parent
 CRDS = HERE.parents[1] / "crds"
@@ -20,7 +29,75 @@ A quantity of bytes is a whole number with or without a unit, such as `64Mi` or 
 A quantity of CPU is a number of cores, such as `250m`, `0.5` or `2`.
 """
 
+METRICS = """\
+# Metrics
+
+Generated from the code by `make manifests`.
+Every process serves them on its metrics port (9090) at `/metrics`.
+A histogram has `_bucket`, `_sum` and `_count`.
+Labels are bounded; none holds a key, a text of SQL, a file or a row.
+The tenant is no label of its own processes: the scrape adds it.
+
+Of the lake and not of the process are `duckmesh_ingest_lag_events`, `duckmesh_ingest_pending_*`,
+`duckmesh_ingest_claimed_rows`, `duckmesh_visibility_lag_ms`, `duckmesh_latest_*` and `duckmesh_dead_letters_kept`.
+Every ingest pod reads them at the scrape, at most once a second: take the maximum over pods and not the sum.
+`duckmesh_lag_observed_timestamp_seconds` tells how old they are, should the catalog not answer.
+A query pod does not read them and shows 0.
+"""
+ERRORS = """\
+# Errors
+
+Generated from the code by `make manifests`.
+The list is closed: an answer of the API that is no success has one of these codes as `error_code`.
+`retry` says that the same request, unchanged, may pass later; the body says so too (`retryable`).
+429 and 503 carry `Retry-After` in seconds.
+
+| code | HTTP status | retry | meaning | what to do |
+|---|---|---|---|---|
+"""
+
 Node = dict[str, Any]
+
+
+def build_errors() -> str:
+    """The page of all codes."""
+    rows = [
+        f"| `{code}` | {spec.status} | {'yes' if spec.retryable else 'no'} "
+        f"| {spec.meaning} | {spec.advice} |\n"
+        for code, spec in CATALOGUE.items()
+    ]
+    return ERRORS + "".join(rows)
+
+
+def build_metrics() -> str:
+    """The page of all metrics."""
+    none = operator_metrics.QueueCollector(lambda: 0, lambda: 0.0).collect()
+    tenants = operator_metrics.TenantCollector(dict, dict).collect()
+    parts = (
+        ("Ingest and query", _lines(runtime_metrics, ())),
+        ("Operator", _lines(operator_metrics, [*none, *tenants])),
+    )
+    return METRICS + "".join(f"\n## {title}\n\n{table}" for title, table in parts)
+
+
+def _lines(module: ModuleType, more: Iterable[Any]) -> str:
+    made = [value for value in vars(module).values() if isinstance(value, MetricWrapperBase)]
+    found: list[Any] = [*(next(iter(one.describe())) for one in made), *more]
+    labels = [one._labelnames for one in [*made, *more]]
+    rows = [
+        _metric(one.name, one.type, one.documentation, names, module.LABELS)
+        for one, names in zip(found, labels, strict=True)
+    ]
+    head = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    return "\n".join([*head, *sorted(rows)]) + "\n"
+
+
+def _metric(
+    name: str, kind: str, meaning: str, labels: Iterable[str], said: Mapping[str, str]
+) -> str:
+    full = f"{name}_total" if kind == "counter" else name
+    named = "; ".join(f"`{label}`: {said[label]}" for label in labels)
+    return f"| `{full}` | {kind} | {named} | {meaning} |"
 
 
 def build_reference() -> str:
@@ -107,4 +184,9 @@ def _rules(node: Node, path: str) -> Iterator[tuple[str, Node]]:
 
 
 if __name__ == "__main__":
-    (HERE / "resources.md").write_text(build_reference(), encoding="utf-8")
+    for page, text in (
+        ("resources.md", build_reference()),
+        ("metrics.md", build_metrics()),
+        ("errors.md", build_errors()),
+    ):
+        (HERE / page).write_text(text, encoding="utf-8")

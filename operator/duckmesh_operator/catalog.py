@@ -39,9 +39,7 @@ SELECT lake, tenant, tenant_uid, data_url, migration FROM duckmesh.lake
  WHERE lake = $1 OR tenant = $2 OR starts_with(data_url, $3) OR starts_with($3, data_url)
 """
 _SWEEP: Final = """
-SELECT lake, tenant, tenant_uid, token, pending_rows, oldest_pending_at, committed_at, snapshot_id, snapshot_at,
-       files, small_files, bytes, committer, committer_alive, now, error
-  FROM duckmesh.sweep()
+SELECT * FROM duckmesh.sweep() -- a catalog that no migrate Job of this release has touched tells less
 """
 _LOGINS: Final = """
 SELECT rolname, rolcanlogin, rolconnlimit, coalesce(rolconfig, '{}') AS rolconfig FROM pg_roles WHERE rolname = ANY($1)
@@ -368,4 +366,8 @@ def _report(row: asyncpg.Record) -> LagReport:
         committer=row["committer"] or "",
         committer_alive=bool(row["committer_alive"]),
         error=row["error"] or "",
+        tables_digest=row.get("tables_digest") or "",
+        tables_ready=bool(row.get("tables_ready")),
+        tables_problem=row.get("tables_problem") or "",
+        dead_letters=row.get("dead_letters"),
     )

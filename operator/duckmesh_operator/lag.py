@@ -54,6 +54,10 @@ class LagReport:
         committer: Name of the process that holds the commit lease.
         committer_alive: Its heartbeat is fresh.
         error: Why the lake could not be read; empty when it could.
+        tables_digest: Of the declared tables that the committer reported on last; empty when it never did.
+        tables_ready: They are as declared.
+        tables_problem: Why they are not.
+        dead_letters: Inputs that the lake refused and that are kept; None where the catalog does not tell.
     """
 
     lake: str
@@ -72,6 +76,10 @@ class LagReport:
     committer: str = ""
     committer_alive: bool = False
     error: str = ""
+    tables_digest: str = ""
+    tables_ready: bool = False
+    tables_problem: str = ""
+    dead_letters: int | None = None
 
     @property
     def lag_s(self) -> float:
@@ -125,12 +133,15 @@ class LagTrack:
         return (
             *(self.bucket, self.lag_class, self.snapshot_state),
             *(self.headless, self.committer, bool(self.report.error)),
+            *(self.report.tables_digest, self.report.tables_ready, self.report.tables_problem),
+            bool(self.report.dead_letters),
         )
 
     @property
     def moving(self) -> tuple[object, ...]:
         """What is refreshed now and then while it changes."""
-        return (self.report.snapshot_id, self.report.token, self.report.pending_rows)
+        report = self.report
+        return (report.snapshot_id, report.token, report.pending_rows, report.dead_letters)
 
 
 def bucket_of(lag_s: float) -> str:

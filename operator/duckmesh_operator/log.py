@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,6 +18,23 @@ _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
     *("message", "asctime", "taskName"),
     *("settings", "k8s_skip", "k8s_ref"),  # what kopf hangs on its own records
 }
+
+_about: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
+
+
+@contextmanager
+def about(**keys: object) -> Iterator[None]:
+    """Put keys into every line of this block, such as the Tenant that it works on."""
+    mark = _about.set(keys)
+    try:
+        yield
+    finally:
+        _about.reset(mark)
+
+
+def note(**keys: object) -> None:
+    """Put further keys into the lines of the rest of the block."""
+    _about.set({**(_about.get() or {}), **keys})
 
 
 def configure(*, log_format: str, level: str) -> None:
@@ -61,4 +81,5 @@ class TextFormatter(logging.Formatter):
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    own = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    return {**(_about.get() or {}), **own}

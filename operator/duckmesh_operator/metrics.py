@@ -16,6 +16,18 @@ __all__ = ["Collector"]
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
+LABELS: Final[Mapping[str, str]] = {
+    "kind": "kind of a resource or child",
+    "result": "`ok`, a class of the operator's failures, or `Crashed`",
+    "verb": "HTTP method",
+    "code": "HTTP status, or `none` without an answer",
+    "action": "what was done to it",
+    "catalog": "name of a catalog in the configuration",
+    "phase": "phase of a Tenant",
+    "tenant": "`namespace/name` of a Tenant",
+}
+"""What each label may say: bounded by what is installed and configured."""
+
 _reconciles = Counter(
     "duckmesh_operator_reconcile_total", "Reconciles by kind and result.", ["kind", "result"]
 )

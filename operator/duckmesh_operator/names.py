@@ -16,7 +16,7 @@ FIELD_MANAGER: Final = "duckmesh"
 MANAGED_BY: Final = "duckmesh-operator"
 
 #: Newest migration in the runtime's sql/catalog; a lake below it gets a migrate Job. tests/contract compares the two.
-MIGRATION: Final = 3
+MIGRATION: Final = 6
 
 API_PORT: Final = 8080
 METRICS_PORT: Final = 9090
@@ -63,6 +63,7 @@ REVISION: Final = Kind(
     api_version="apps/v1", kind="ControllerRevision", plural="controllerrevisions"
 )
 SERVICE: Final = Kind(api_version="v1", kind="Service", plural="services")
+CONFIG_MAP: Final = Kind(api_version="v1", kind="ConfigMap", plural="configmaps")
 SECRET: Final = Kind(api_version="v1", kind="Secret", plural="secrets")
 EVENT: Final = Kind(api_version="v1", kind="Event", plural="events")
 NETWORK_POLICY: Final = Kind(
@@ -75,14 +76,14 @@ JOB: Final = Kind(api_version="batch/v1", kind="Job", plural="jobs")
 LEASE: Final = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 
 #: Children in the Tenant's namespace, found by label; Secrets are read by name: listing them is too much right.
-CHILDREN: Final = (NETWORK_POLICY, SERVICE, REVISION, DEPLOYMENT, DISRUPTION_BUDGET)
+CHILDREN: Final = (NETWORK_POLICY, SERVICE, CONFIG_MAP, REVISION, DEPLOYMENT, DISRUPTION_BUDGET)
 #: What the operator watches by its label, beside its own two kinds.
-WATCHED: Final = (NETWORK_POLICY, SERVICE, DEPLOYMENT, DISRUPTION_BUDGET)
+WATCHED: Final = (NETWORK_POLICY, SERVICE, CONFIG_MAP, DEPLOYMENT, DISRUPTION_BUDGET)
 
 KINDS: Final = {
     kind.kind: kind
     for kind in (
-        *(TENANT, COMPACTOR, DEPLOYMENT, REVISION, SERVICE, SECRET, EVENT),
+        *(TENANT, COMPACTOR, DEPLOYMENT, REVISION, SERVICE, CONFIG_MAP, SECRET, EVENT),
         *(NETWORK_POLICY, DISRUPTION_BUDGET, JOB, LEASE),
     )
 }

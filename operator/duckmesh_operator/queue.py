@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
-from duckmesh_operator import metrics
+from duckmesh_operator import log, metrics
 from duckmesh_operator.errors import Invalid, OperatorError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,8 @@ class Queue:
         while True:
             key = await self._take()
             started = self._clock()
-            result = await self._reconcile(key)
+            with log.about(kind=key.kind, tenant=f"{key.namespace}/{key.name}"):
+                result = await self._reconcile(key)
             metrics.reconciled(key.kind, result, self._clock() - started)
             self._changed.set()
 
@@ -179,13 +180,12 @@ class Queue:
                 continue
 
     async def _reconcile(self, key: Key) -> str:
-        extra = {"kind": key.kind, "tenant": f"{key.namespace}/{key.name}"}
         try:
             again_s = await self._work(key)
         except Invalid as error:
             # Only a change of the object helps, and that is an event.
             self._schedule.done(key, self._clock())
-            logger.error("reconcile refused", extra=extra | {"error": str(error)})
+            logger.error("reconcile refused", extra={"error": str(error)})
             return "Invalid"
         except OperatorError as error:
             wait_s = (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
@@ -193,12 +193,12 @@ class Queue:
             result = type(error).__name__
             logger.warning(
                 "reconcile failed",
-                extra=extra | {"result": result, "error": str(error), "again_s": round(delay, 1)},
+                extra={"result": result, "error": str(error), "again_s": round(delay, 1)},
             )
             return result
         except Exception:
             self._schedule.failed(key, self._clock())
-            logger.exception("reconcile crashed", extra=extra)
+            logger.exception("reconcile crashed")
             return "Crashed"
         self._schedule.done(key, self._clock())
         if again_s is not None:

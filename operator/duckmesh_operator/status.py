@@ -42,7 +42,7 @@ REASONS: Final[Mapping[str, str]] = {
     "Disabled": "Merging is switched off in the spec.",
     "Migrating": "A Job makes or upgrades the lake.",
     "MigrationFailed": "The migrate Job failed.",
-    "Applying": "Objects are being made or changed.",
+    "Applying": "Objects or declared tables are being made or changed.",
     "Waiting": "Objects with the Tenant's names are still being deleted.",
     "RollingOut": "Workers are being replaced or scaled.",
     "Stopping": "Workers are being stopped.",
@@ -59,7 +59,10 @@ REASONS: Final[Mapping[str, str]] = {
     "PortsOpenAnywhere": "Workers may use the ports of catalog and store towards any address.",
     "Refused": "The API server refuses an object that the Tenant needs.",
     "NotSupportedYet": "A Compactor: this version runs no maintenance Jobs.",
-    "TablesNotApplied": "Declared tables are not made by this version.",
+    "Applied": "The tables are as declared.",
+    "Incompatible": "A declared table cannot be, or not without losing values.",
+    "LettersKept": "Input that the lake refused is kept until it is replayed or dropped.",
+    "NoLetters": "The lake refused no input that is still kept.",
 }
 
 TRUE: Final = "True"
@@ -70,7 +73,10 @@ _SMALL_FILES_FACTOR: Final = 10
 #: A status is refreshed a little before the sweep's REFRESH, so that its reminder never comes too early.
 _REFRESH_SLACK: Final = timedelta(seconds=5)
 _MOVING: Final = {
-    "ingest": ("lagSeconds", "pendingRows", "oldestPendingAt", "watermark", "lastCommitAt"),
+    "ingest": (
+        *("lagSeconds", "pendingRows", "oldestPendingAt", "watermark", "lastCommitAt"),
+        "deadLetters",
+    ),
     "snapshot": ("id", "committedAt", "files", "smallFiles", "bytes"),
 }
 
@@ -148,6 +154,7 @@ class Situation:
         endpoints: `ingest` and `query` base URLs.
         egress_restricted: The NetworkPolicies name the places of catalog and store.
         selector: Label selector of the query pods.
+        tables_digest: What a report about the tables of the present spec carries.
     """
 
     meta: Meta
@@ -165,6 +172,7 @@ class Situation:
     endpoints: Mapping[str, str] = field(default_factory=dict)
     egress_restricted: bool = True
     selector: str = ""
+    tables_digest: str = ""
 
 
 def build_status(s: Situation, now: datetime) -> Manifest:
@@ -295,16 +303,10 @@ def _conditions(s: Situation) -> list[Condition]:
         _suspended(s),
         _paused(s),
         _egress(s),
+        _dead_letters(s),
     ]
     if s.tenant is not None and s.tenant.tables:
-        conditions.append(
-            Condition(
-                kind="TablesReady",
-                status=FALSE,
-                reason="TablesNotApplied",
-                message="This version does not make the tables of spec.tables; make them with POST /v1/tables.",
-            )
-        )
+        conditions.append(_tables(s))
     stalled = _stalled(s)
     if stalled is not None:
         conditions.append(stalled)
@@ -447,6 +449,38 @@ def _compaction(s: Situation) -> Condition:
     return _make(kind, FALSE, "Behind", message)
 
 
+def _tables(s: Situation) -> Condition:
+    kind, report = "TablesReady", s.track.report if s.track is not None else None
+    if report is not None and report.tables_digest and report.tables_digest == s.tables_digest:
+        if report.tables_ready:
+            return _make(kind, TRUE, "Applied", "The tables are as spec.tables declares them.")
+        message = f"{report.tables_problem}. Change spec.tables; all other tables are as declared."
+        return _make(kind, FALSE, "Incompatible", message)
+    if s.tenant is not None and s.tenant.paused:
+        return _make(kind, FALSE, "Paused", "spec.paused is true: what spec.tables says now waits.")
+    if s.tenant is not None and s.tenant.suspend:
+        message = "spec.suspend is true: there is no pod that could make the tables."
+        return _make(kind, FALSE, "Suspended", message)
+    message = (
+        "The tables are being made or changed; a running pod sees a new spec.tables within two minutes. If it takes "
+        "longer, look at the log of the ingest pods."
+    )
+    return _make(kind, FALSE, "Applying", message)
+
+
+def _dead_letters(s: Situation) -> Condition:
+    kind, kept = "DeadLetters", s.track.report.dead_letters if s.track is not None else None
+    if kept is None:
+        return _make(kind, UNKNOWN, *_unknown(s))
+    if not kept:
+        return _make(kind, FALSE, "NoLetters", "Nothing that was accepted is set aside.")
+    message = (
+        "The lake refused input that was accepted; it is kept. See why with `duckmesh dead-letters list` (GET "
+        "/v1/dead-letters), remove the cause, then replay or drop it."
+    )
+    return _make(kind, TRUE, "LettersKept", message)
+
+
 def _unknown(s: Situation) -> tuple[str, str]:
     if s.installed is False:
         return "NotReported", "There is no lake yet; it is made before the workers start."
@@ -562,6 +596,8 @@ def _ingest(s: Situation) -> Manifest:
         found["oldestPendingAt"] = rfc3339(report.oldest_pending_at)
     if report.committed_at is not None:
         found["lastCommitAt"] = rfc3339(report.committed_at)
+    if report.dead_letters is not None:
+        found["deadLetters"] = report.dead_letters
     if track.committer:
         found["committer"] = track.committer
     return found
@@ -620,6 +656,9 @@ def _is_due(status: Manifest, s: Situation) -> bool:
     age = s.track.report.now - datetime.fromisoformat(seen)
     if age < REFRESH - _REFRESH_SLACK:
         return False
-    previous = number_at(s.previous, "ingest", "watermark"), number_at(s.previous, "snapshot", "id")
-    now = number_at(status, "ingest", "watermark"), number_at(status, "snapshot", "id")
-    return s.track.report.lag_s > 0 or previous != now
+    return s.track.report.lag_s > 0 or _progress(s.previous) != _progress(status)
+
+
+def _progress(status: Json) -> tuple[object, ...]:
+    parts = ("ingest", "watermark"), ("ingest", "deadLetters"), ("snapshot", "id")
+    return tuple(number_at(status, *part) for part in parts)

@@ -9,22 +9,32 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from duckmesh_runtime.cli.commands import COMMANDS
+from duckmesh_runtime.cli.connected import examples
 from duckmesh_runtime.errors import SettingsError
 
 if TYPE_CHECKING:
+    from duckmesh_runtime.cli.client import Connection
     from duckmesh_runtime.settings import Settings
 
 BAD_SETTINGS = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "duckmesh dev",
+        "duckmesh ingest flights.parquet --create",
+        'duckmesh query "SELECT carrier, count(*) FROM flights GROUP BY 1"',
+        "duckmesh lag -w",
+    ),
+)
 @click.option("--url", envvar="DUCKMESH_URL", help="Base URL of the lake's API (DUCKMESH_URL).")
 @click.option("--api-key", envvar="DUCKMESH_API_KEY", help="API key (DUCKMESH_API_KEY).")
 @click.option(
@@ -42,18 +52,26 @@ def main(
 ) -> None:
     """A small lakehouse per tenant: rows in by HTTP, SQL out a moment later."""
     context.obj = {
+        "way": _way,
+        "program": "duckmesh",
         "url": url,
         "api_key": api_key,
         "connection_file": connection_file.expanduser(),
     }
 
 
-@main.group()
+def _way(url: str | None, api_key: str | None) -> AbstractContextManager[Connection]:
+    from duckmesh_runtime.cli.connection import from_here
+
+    return from_here(url, api_key)
+
+
+@main.group(epilog=examples("duckmesh serve ingest"))
 def serve() -> None:
-    """Run a process of a Tenant."""
+    """Run a process of a Tenant; its settings are variables DUCKMESH_..., which the operator sets."""
 
 
-@serve.command("ingest")
+@serve.command("ingest", epilog=examples("duckmesh serve ingest"))
 def serve_ingest() -> None:
     """Take rows, commit them, front the API."""
     from duckmesh_runtime.wiring import serve_ingest as run
@@ -61,7 +79,7 @@ def serve_ingest() -> None:
     _serve("ingest", run)
 
 
-@serve.command("query")
+@serve.command("query", epilog=examples("duckmesh serve query"))
 def serve_query() -> None:
     """Answer statements through the sandbox."""
     from duckmesh_runtime.wiring import serve_query as run
@@ -69,7 +87,7 @@ def serve_query() -> None:
     _serve("query", run)
 
 
-@main.command()
+@main.command(epilog=examples("duckmesh sandbox"))
 def sandbox() -> None:
     """Run statements in killable processes; holds no credential."""
     from duckmesh_runtime.sandbox.server import run
@@ -78,7 +96,7 @@ def sandbox() -> None:
         sys.exit(run(os.environ))
 
 
-@main.command()
+@main.command(epilog=examples("duckmesh migrate"))
 def migrate() -> None:
     """Make or renew a lake's schemas; needs the catalog's admin credential."""
     from duckmesh_runtime.settings import migrate_from_env
@@ -90,7 +108,7 @@ def migrate() -> None:
         sys.exit(run_migrate(settings))
 
 
-@main.command()
+@main.command(epilog=examples("duckmesh dev", "duckmesh dev --dir ./lake --port 0"))
 @click.option(
     "--dir",
     "folder",

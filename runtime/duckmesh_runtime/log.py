@@ -60,12 +60,15 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:01 info event key=value ...` for people."""
+    """`12:00:01 info event key=value ... trace_id=...` for people."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render the record on one line, a traceback below it."""
         stamp = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
-        keys = " ".join(f"{k}={v!r}" for k, v in _extra(record).items())
+        told = _extra(record)
+        if found := trace_id.get():
+            told.setdefault("trace_id", found)
+        keys = " ".join(f"{k}={v!r}" for k, v in told.items())
         line = f"{stamp} {record.levelname.lower()} {record.getMessage()} {keys}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 

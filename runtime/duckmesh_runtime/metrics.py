@@ -6,7 +6,7 @@ not a label here: a process serves one tenant, and the scrape adds it. Leaf modu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -16,6 +16,16 @@ __all__ = ["REGISTRY", "Collector", "CollectorRegistry"]
 
 _MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000)
 _ROWS: Final = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+_BYTES: Final = (1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10)
+
+LABELS: Final[Mapping[str, str]] = {
+    "code": "`OK` or an [error code](errors.md)",
+    "outcome": "`accepted`, `duplicate` or `rejected`",
+    "reason": "`fenced`, `reread` or `rejected`, or an [error code](errors.md)",
+    "action": "`replayed` or `dropped`",
+    "of": "`record` or `request`",
+}
+"""What each label may say: a closed set each."""
 
 _ingest_requests = Counter("duckmesh_ingest_requests_total", "Ingest requests by answer.", ["code"])
 _ingest_records = Counter("duckmesh_ingest_records_total", "Records by outcome.", ["outcome"])
@@ -30,6 +40,19 @@ _visibility_lag = Gauge(
     "duckmesh_visibility_lag_ms", "Age of the oldest accepted, not yet visible row."
 )
 _latest_token = Gauge("duckmesh_latest_visibility_token", "The watermark's number.")
+_accepted_token = Gauge("duckmesh_latest_accepted_token", "The last accepted number.")
+_pending_rows = Gauge("duckmesh_ingest_pending_rows", "Rows accepted and not yet visible.")
+_pending_bytes = Gauge(
+    "duckmesh_ingest_pending_bytes", "Bytes of the entries on the bus that they are in."
+)
+_claimed_rows = Gauge(
+    "duckmesh_ingest_claimed_rows", "Those of the pending rows that are in the commit under way."
+)
+_latest_snapshot = Gauge("duckmesh_latest_snapshot_id", "The lake's newest snapshot; 0: none yet.")
+_lag_seen_at = Gauge(
+    "duckmesh_lag_observed_timestamp_seconds",
+    "When the figures of the backlog were last read, database time, Unix time; 0: not yet.",
+)
 _write_to_visible = Histogram(
     "duckmesh_write_to_visible_latency_ms",
     "Accepted to published, on the database's clock.",
@@ -37,6 +60,8 @@ _write_to_visible = Histogram(
 )
 _consistency_timeouts = Counter("duckmesh_consistency_timeout_total", "Barrier waits that ran out.")
 _barrier_wait = Histogram("duckmesh_barrier_wait_ms", "Time waited for a token.", buckets=_MS)
+_barrier_waiters = Gauge("duckmesh_barrier_waiters", "Calls that wait for a token now.")
+_event_streams = Gauge("duckmesh_event_streams", "Open streams of GET /v1/events.")
 _commit_latency = Histogram("duckmesh_commit_batch_latency_ms", "One lake commit.", buckets=_MS)
 _commit_rows = Histogram("duckmesh_commit_batch_rows", "Rows of one lake commit.", buckets=_ROWS)
 _commit_failures = Counter(
@@ -46,10 +71,40 @@ _fenced = Counter("duckmesh_fenced_commits_total", "Commits refused because the 
 _dead_letters = Counter(
     "duckmesh_dead_letter_records_total", "Records kept aside with their error."
 )
+_letters_kept = Gauge(
+    "duckmesh_dead_letters_kept", "Dead letters that are neither replayed nor dropped."
+)
+_letters_settled = Counter(
+    "duckmesh_dead_letters_settled_total", "Dead letters by what was done with them.", ["action"]
+)
 _query_requests = Counter("duckmesh_query_requests_total", "Queries by answer.", ["code"])
 _query_latency = Histogram("duckmesh_query_latency_ms", "Request to last byte.", buckets=_MS)
 _query_files = Histogram("duckmesh_query_scanned_files", "Files a query read from.", buckets=_ROWS)
-_query_bytes = Counter("duckmesh_query_scanned_bytes", "Bytes read for queries.")
+_query_bytes = Histogram("duckmesh_query_scanned_bytes", "Bytes a query read.", buckets=_BYTES)
+_queries_waiting = Gauge("duckmesh_queries_waiting", "Queries that wait for a query process.")
+_key_horizon = Gauge(
+    "duckmesh_idempotency_horizon_seconds", "How far back every idempotency key is known.", ["of"]
+)
+_snapshots_kept = Gauge("duckmesh_snapshots_kept", "Snapshots of the lake, when last looked at.")
+_snapshots_expired = Counter("duckmesh_snapshots_expired_total", "Snapshots given up.")
+_gc_files_deleted = Counter(
+    "duckmesh_gc_files_deleted_total", "Files removed from the store that no snapshot has any more."
+)
+_gc_files_waiting = Gauge(
+    "duckmesh_gc_files_waiting", "Files that no snapshot has any more and that are still stored."
+)
+_maintenance = Histogram(
+    "duckmesh_maintenance_seconds",
+    "One round of maintenance that had something to do.",
+    buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60),
+)
+_maintenance_failures = Counter(
+    "duckmesh_maintenance_failures_total", "Rounds of maintenance that failed.", ["reason"]
+)
+_maintenance_at = Gauge(
+    "duckmesh_maintenance_last_success_timestamp_seconds",
+    "When a round of maintenance last ended well, Unix time; 0: none yet in this process.",
+)
 _committer = Gauge("duckmesh_committer_active", "1 while this process holds the commit lease.")
 
 
@@ -92,11 +147,29 @@ def dead_lettered(records: int) -> None:
     _dead_letters.inc(records)
 
 
-def lag_seen(*, events: int, lag_ms: float, token: int) -> None:
-    """Show the backlog as last read."""
-    _lag_events.set(events)
+def letters_settled(action: str, letters: int = 1) -> None:
+    """Count dead letters that are no longer kept; `action` is `replayed` or `dropped`."""
+    _letters_settled.labels(action).inc(letters)
+
+
+def lag_seen(
+    *, accepted: int, token: int, lag_ms: float, dead_letters: int, observed_at: float
+) -> None:
+    """Show how far the lake is; `accepted` and `token` are numbers, `observed_at` is Unix time."""
+    _letters_kept.set(dead_letters)
+    _lag_events.set(max(0, accepted - token))
     _visibility_lag.set(lag_ms)
+    _accepted_token.set(accepted)
     _latest_token.set(token)
+    _lag_seen_at.set(observed_at)
+
+
+def backlog_seen(*, rows: int, size_bytes: int, claimed_rows: int, snapshot_id: int) -> None:
+    """Show what waits, and the newest snapshot."""
+    _pending_rows.set(rows)
+    _pending_bytes.set(size_bytes)
+    _claimed_rows.set(claimed_rows)
+    _latest_snapshot.set(snapshot_id)
 
 
 def barrier_waited(seconds: float, *, timed_out: bool) -> None:
@@ -106,13 +179,62 @@ def barrier_waited(seconds: float, *, timed_out: bool) -> None:
         _consistency_timeouts.inc()
 
 
+def barrier_waiters(calls: int) -> None:
+    """Show how many calls wait for a token."""
+    _barrier_waiters.set(calls)
+
+
+def event_streams(change: int) -> None:
+    """Follow how many streams of events are open."""
+    _event_streams.inc(change)
+
+
 def query_answered(code: str, seconds: float, *, files: int = 0, size_bytes: int = 0) -> None:
     """Count one query answer: `OK` or an error code."""
     _query_requests.labels(code).inc()
     _query_latency.observe(seconds * 1000)
     if code == "OK":
         _query_files.observe(files)
-        _query_bytes.inc(size_bytes)
+        _query_bytes.observe(size_bytes)
+
+
+def queries_waiting(queries: int) -> None:
+    """Show how many queries wait for their turn."""
+    _queries_waiting.set(queries)
+
+
+def keys_kept(*, record_s: float, request_s: float) -> None:
+    """Show how far back the keys of records and of whole requests are known."""
+    _key_horizon.labels("record").set(record_s)
+    _key_horizon.labels("request").set(request_s)
+
+
+def lake_looked_at(*, snapshots: int, files_waiting: int) -> None:
+    """Show how many snapshots and files without one there are."""
+    _snapshots_kept.set(snapshots)
+    _gc_files_waiting.set(files_waiting)
+
+
+def snapshots_expired(snapshots: int) -> None:
+    """Count snapshots given up."""
+    _snapshots_expired.inc(snapshots)
+
+
+def files_removed(files: int) -> None:
+    """Count files removed from the store."""
+    _gc_files_deleted.inc(files)
+
+
+def maintained(seconds: float | None) -> None:
+    """Record a round of maintenance that ended well; None: there was nothing to do."""
+    _maintenance_at.set_to_current_time()
+    if seconds is not None:
+        _maintenance.observe(seconds)
+
+
+def maintenance_failed(reason: str) -> None:
+    """Count a round that failed; `reason` is an error code."""
+    _maintenance_failures.labels(reason).inc()
 
 
 def committing(active: bool) -> None:

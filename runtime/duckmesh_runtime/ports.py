@@ -15,15 +15,27 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from duckmesh_runtime.domain.changes import Change
+from duckmesh_runtime.domain.moments import Moment
 from duckmesh_runtime.domain.schema import TableDef
+from duckmesh_runtime.domain.snapshots import SnapshotFiles, SnapshotInfo, TableSize
+from duckmesh_runtime.domain.thinning import Snapshot
 
 
 class EntryKind(StrEnum):
     """What a bus entry asks of the committer."""
 
     ROWS = "rows"
+    FILE = "file"  # rows staged as a Parquet file in the table's folder
     CREATE_TABLE = "create_table"
+    ALTER_TABLE = "alter_table"
     DROP_TABLE = "drop_table"
+    RESTORE = "restore"  # all tables as they were at a snapshot
+
+    @property
+    def is_change(self) -> bool:
+        """Whether it changes tables rather than rows of one."""
+        return self not in (EntryKind.ROWS, EntryKind.FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +61,34 @@ class KeyHash:
         key: Digest of table and key.
         content: Digest of what was sent with it.
         request: The key of a whole request, which is remembered longer than a record's.
+        accepted: Of a request, how many rows it writes: kept with the key, for the answer to a repeat.
+        rejected: Of a request, how many of its rows are refused, likewise.
     """
 
     key: bytes
     content: bytes
     request: bool = False
+    accepted: int | None = None
+    rejected: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKey:
+    """What is kept of an idempotency key.
+
+    Attributes:
+        content: Digest of what it was used with.
+        number: The number it was accepted with.
+        timeline: The lake's timeline, see `domain.tokens`.
+        accepted: As of `KeyHash`; None too for a request that an earlier release accepted.
+        rejected: Likewise.
+    """
+
+    content: bytes
+    number: int
+    timeline: int
+    accepted: int | None = None
+    rejected: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +97,8 @@ class Part:
 
     Attributes:
         rows: Numbers it takes: rows of the payload, or 1 for a table change.
-        payload: One encapsulated Arrow record batch message (`RecordBatch.serialize`), or the JSON of a table change.
+        payload: One encapsulated Arrow record batch message (`RecordBatch.serialize`) of `domain.bus_rows.bus_schema`, the
+            JSON of a `StagedFile`, or the JSON of a table change.
     """
 
     rows: int
@@ -79,8 +115,9 @@ class Append:
         parts: The rows in order, or one part with the table change. The bus packs parts of equal `table` and `header` that
             follow each other into entries of bounded size, so a large request is cut and small ones share an entry.
         schema_version: Version of the tables the parts were validated against.
-        header: Encapsulated Arrow schema message (`Schema.serialize`) of the rows, columns in the table's order.
+        header: Encapsulated Arrow schema message (`Schema.serialize`) of `domain.bus_rows.bus_schema`.
         keys: Idempotency keys, one per row in row order, or one for the whole request, or none.
+        replays: Number of the dead letter that this is written in place of: taken away in the same transaction.
     """
 
     kind: EntryKind
@@ -89,6 +126,7 @@ class Append:
     schema_version: int
     header: bytes = b""
     keys: Sequence[KeyHash | None] = field(default=())
+    replays: int | None = None
 
     @property
     def rows(self) -> int:
@@ -102,6 +140,7 @@ class AppendResult(StrEnum):
     ACCEPTED = "accepted"
     KNOWN = "known"  # some or all keys are known (`known`, `conflicts`): nothing was written
     STALE_SCHEMA = "stale_schema"  # tables changed since validation: nothing was written
+    GONE = "gone"  # the dead letter to replay is not there any more: nothing was written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,17 +166,76 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StagedFile:
+    """Rows that lie in the store as Parquet, in their table's own folder, not yet part of the lake.
+
+    Attributes:
+        path: Relative to the lake's data path.
+        rows: How many.
+        size: Bytes of the file.
+    """
+
+    path: str
+    rows: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """Input that was accepted and that the lake refused.
+
+    Attributes:
+        first: Its lowest number; also its name.
+        last: Its highest number.
+        kind: As `Entry.kind`.
+        table: Table name.
+        payload: As `Entry.payload`, of these rows alone.
+        error: Why it was refused; safe to show the lake's owner.
+        accepted_at: Database time at which it was accepted.
+        set_aside_at: Database time at which it was given up.
+    """
+
+    first: int
+    last: int
+    kind: EntryKind
+    table: str
+    payload: bytes
+    error: str
+    accepted_at: datetime
+    set_aside_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableVersion:
+    """A table as it was from one schema version on; `table` is None from where it was dropped."""
+
+    schema_version: int
+    table: TableDef | None
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyHorizon:
+    """How far back every idempotency key is known, in seconds: the age asked for, or less where the space is too small."""
+
+    record_s: float
+    request_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One durable piece of input: the numbers `first..last` of a table, or one table change (`first == last`).
+    """One durable piece of input: the numbers `first..last` of a table, or one table change or restore (`first == last`).
 
     Attributes:
         first: Its lowest number.
         last: Its highest number; `last - first + 1` rows.
         kind: What it asks.
-        table: Table name.
+        table: Table name; `*` for all of them.
         schema_version: Version of the tables it was validated against.
-        payload: Arrow IPC stream of one or more batches, columns in the table's order, or the JSON of a table change:
-            `schema.table_json` for CREATE_TABLE, empty for DROP_TABLE.
+        payload: Arrow IPC stream of one or more batches of `domain.bus_rows.bus_schema`, the JSON of a `StagedFile`, or the
+            JSON of a table change: `schema.table_json` for CREATE_TABLE, `changes.alter_json` for ALTER_TABLE, empty for
+            DROP_TABLE, `domain.restore.restore_json` for RESTORE. A table is at an entry's `schema_version` when all entries
+            before it are committed.
         accepted_at: Database time of the transaction that accepted it.
     """
 
@@ -159,12 +257,14 @@ class Progress:
         snapshot_id: Newest snapshot whose commit moved the watermark; None before the first.
         committed_at: Database time of that commit.
         now: Database time of this read.
+        timeline: The lake's timeline, see `domain.tokens`; within one the watermark never falls.
     """
 
     token: int
     snapshot_id: int | None
     committed_at: datetime | None
     now: datetime
+    timeline: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +275,8 @@ class TableBacklog:
     pending_rows: int
     pending_bytes: int
     oldest_pending_at: datetime
+    claimed_rows: int = 0
+    claimed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,11 +286,16 @@ class Backlog:
     Attributes:
         head: Where input ends.
         progress: Where the lake ends.
-        pending_rows: Rows of entries past the watermark.
-        pending_bytes: Their payload bytes.
+        pending_rows: Rows past the watermark.
+        pending_bytes: Bytes of the entries that they are in; of a staged file its size.
         oldest_pending_at: When the oldest of them was accepted (database time); None when nothing is pending.
-        claimed: Numbers in the commit under way.
+        claimed: Numbers in the commit under way, as the committer's heartbeat tells it once a second.
         tables: The same per table, those with pending entries only, by name.
+        dead_letters: Letters kept (`DeadLetters`), counted up to 100,000.
+        claimed_rows: Those of the pending rows that are in the commit under way.
+        claimed_bytes: Bytes of the entries that they are in.
+        snapshot_id: Newest snapshot of the lake; maintenance makes some without moving the watermark.
+        snapshot_at: When it was made.
     """
 
     head: Head
@@ -198,6 +305,11 @@ class Backlog:
     oldest_pending_at: datetime | None
     claimed: int
     tables: Sequence[TableBacklog] = ()
+    dead_letters: int = 0
+    claimed_rows: int = 0
+    claimed_bytes: int = 0
+    snapshot_id: int | None = None
+    snapshot_at: datetime | None = None
 
     @property
     def lag_ms(self) -> int:
@@ -220,16 +332,45 @@ class IngestBus(Protocol):
         """
         ...
 
+    async def restore(self, snapshot_id: int, key: KeyHash | None = None) -> Receipt:
+        """Accept a restore of all tables to a snapshot; the number of its entry is the receipt's `last`.
+
+        In the same transaction the definitions of the tables become those of that snapshot, the schema version goes up, the
+        idempotency keys of what the snapshot does not hold are forgotten, and it is pinned until the entry is trimmed. A
+        known `key` writes nothing: the receipt is KNOWN and names the number of the first.
+
+        Raises:
+            NotFound: SNAPSHOT_NOT_FOUND, SNAPSHOT_EXPIRED.
+            Conflict: SNAPSHOT_NOT_RESTORABLE with the reason; IDEMPOTENCY_CONFLICT, the key asked for another snapshot.
+        """
+        ...
+
+    async def known(self, keys: Sequence[KeyHash]) -> Sequence[KnownKey | None]:
+        """What is kept of each of these keys, whatever its content was; None for one that is new.
+
+        Nothing is locked: an append may find more.
+        """
+        ...
+
     async def read(self, after: int, *, max_rows: int, max_bytes: int) -> Sequence[Entry]:
-        """The entries with `first > after` in order, at least one if there is any, else as many as fit both bounds."""
+        """The entries with `last > after` in order, at least one if there is any, else as many as fit both bounds.
+
+        The first may begin at or before `after`: its rows up to there are in the lake, or set aside, already, and do not
+        count. Bytes are those of payloads; a staged file's own do not count.
+        """
         ...
 
     async def trim(self, upto: int) -> int:
         """Remove entries with `last <= upto`; returns how many. Safe to repeat."""
         ...
 
-    async def forget_keys(self, *, record_age_s: float, request_age_s: float, max_keys: int) -> int:
-        """Remove at most so many of the oldest idempotency keys past their age (database clock); returns how many."""
+    async def expire_keys(
+        self, *, record_age_s: float, request_age_s: float, max_bytes: int
+    ) -> KeyHorizon:
+        """Forget idempotency keys past their age (database clock), and older ones first while all take more than `max_bytes`.
+
+        Keys are forgotten many at once and may live a little longer: up to a sixth of their age.
+        """
         ...
 
     async def head(self) -> Head:
@@ -242,6 +383,39 @@ class IngestBus(Protocol):
 
     async def tables(self) -> tuple[int, Sequence[TableDef]]:
         """Schema version and the tables as accepted, by name (created ones that are not yet committed included)."""
+        ...
+
+    async def table_versions(self, name: str) -> Sequence[TableVersion]:
+        """Every definition that a table of this name was accepted with, oldest first; not those that the lake refused."""
+        ...
+
+
+class DeadLetters(Protocol):
+    """What a lake refused, kept until it is replayed (`Append.replays`) or dropped."""
+
+    async def letters(
+        self, after: int, *, limit: int, max_bytes: int, table: str | None = None
+    ) -> Sequence[DeadLetter]:
+        """Those with `first > after` in order, of one table only if asked.
+
+        At least one if there is any, else as many as fit both bounds; `max_bytes` is of their payloads.
+        """
+        ...
+
+    async def letter(self, first: int) -> DeadLetter | None:
+        """One of them; None when it is not there."""
+        ...
+
+    async def drop_letter(self, first: int) -> bool:
+        """Remove one for good; whether it was there."""
+        ...
+
+
+class TablesReporter(Protocol):
+    """Where the committer's process says what became of the tables that the Tenant declares."""
+
+    async def report(self, digest: str, *, ready: bool, problem: str) -> None:
+        """Replace the last report; `digest` is of the declaration, `problem` why it is not ready, for the Tenant's owner."""
         ...
 
 
@@ -258,7 +432,7 @@ class CommitOutcome(StrEnum):
 
     DONE = "done"  # the watermark is at `tok` now
     FENCED = "fenced"  # another committer holds the lease: give up the role
-    REREAD = "reread"  # nothing or everything of it landed: read progress, decide again
+    REREAD = "reread"  # nothing or everything of it landed, or it is too much at once: read progress, decide again
     REJECTED = "rejected"  # the content cannot be written: isolate it
 
 
@@ -269,20 +443,32 @@ class CommitResult:
     Attributes:
         outcome: What it did.
         error: Set for REJECTED and REREAD; safe to show the lake's owner.
+        whole: When REJECTED, no part of the content can be written: the table, the column or the file is not there.
+        scarce: When REREAD, for want of memory or time, or because maintenance came first: never the content's fault.
         committed_at: When DONE, database time at which the watermark came to `tok`.
     """
 
     outcome: CommitOutcome
     error: str | None = None
+    whole: bool = False
+    scarce: bool = False
     committed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRows:
-    """Rows for one table, in token order, columns as the table's."""
+    """Rows for one table, in token order, of `domain.bus_rows.bus_schema`; its metadata says whether they are upserted."""
 
     table: str
     rows: pa.Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFile:
+    """A staged file to be made part of a table without a primary key."""
+
+    table: str
+    file: StagedFile
 
 
 @dataclass(slots=True, kw_only=True)
@@ -319,20 +505,55 @@ class Election(Protocol):
 class LakeWriter(Protocol):
     """The lake as the committer sees it; one instance per lease epoch. Blocking work runs in its own executor."""
 
-    async def commit_rows(self, prev: int, tok: int, parts: Sequence[TableRows]) -> CommitResult:
-        """Write all parts in ONE lake transaction that moves the watermark from `prev` to `tok`."""
+    async def commit(
+        self, prev: int, tok: int, parts: Sequence[TableRows | TableFile]
+    ) -> CommitResult:
+        """Write all parts, in order, in ONE lake transaction that moves the watermark from `prev` to `tok`."""
         ...
 
     async def create_table(self, prev: int, tok: int, table: TableDef) -> CommitResult:
         """Create the table in one lake transaction that moves the watermark; an equal existing table is DONE."""
         ...
 
+    async def alter_table(
+        self, prev: int, tok: int, table: TableDef, changes: Sequence[Change]
+    ) -> CommitResult:
+        """Apply the changes in one lake transaction that moves the watermark; REJECTED unless they lead to `table`."""
+        ...
+
     async def drop_table(self, prev: int, tok: int, name: str) -> CommitResult:
         """Drop the table in one lake transaction that moves the watermark; a missing one is DONE."""
         ...
 
-    async def set_aside(self, prev: int, tok: int, error: str) -> CommitResult:
-        """Move the one entry between `prev` and `tok` to the dead letters and the watermark past it, together."""
+    async def restore(
+        self, prev: int, tok: int, snapshot_id: int, tables: Sequence[TableDef]
+    ) -> CommitResult:
+        """Make all tables as they were at the snapshot, in one lake transaction that moves the watermark.
+
+        REJECTED unless the snapshot holds just these tables, and when it is more than one transaction can do. A lake that is
+        so already is DONE. It is tried once: what may pass is REREAD, `scarce` only when maintenance came first.
+        """
+        ...
+
+    async def set_aside(
+        self, prev: int, tok: int, payload: bytes | None, error: str
+    ) -> CommitResult:
+        """Keep the numbers after `prev` to `tok` as a dead letter and move the watermark past them, together.
+
+        They are of one entry of rows or of a file. `payload` is of these numbers alone, or all of an entry's that cannot be
+        read; None for a whole entry's own.
+        """
+        ...
+
+    async def set_aside_change(self, prev: int, tok: int, error: str) -> CommitResult:
+        """Keep the table change `tok` as a dead letter, take its definition back and move the watermark, together."""
+        ...
+
+    async def probe(self) -> bool:
+        """Whether something small could be written right now: the catalog takes it, the lease is ours, the store keeps it.
+
+        Changes nothing and raises nothing.
+        """
         ...
 
     async def close(self) -> None:
@@ -348,11 +569,13 @@ class FrozenCatalog:
         path: The file, absolute, in the shared catalog directory.
         snapshot_id: The snapshot.
         snapshot_time: When it was committed (database time).
-        token: The watermark of that snapshot.
+        token: The watermark of that snapshot; of one before the newest at least that, as its commits tell it.
         frozen_at: Database time of the freeze: the answer is as fresh as this.
         oldest_pending_at: When the oldest row that the snapshot lacks was accepted (database time); None when it has all.
+            What a snapshot before the newest lacks may be forgotten: its own time then.
         files: Its data and delete files, path relative to the lake's data path -> size in bytes: all that the read proxy
             may serve.
+        version: Attach the file at this snapshot, which may not be the newest; None for an attach without a version.
     """
 
     path: str
@@ -362,6 +585,7 @@ class FrozenCatalog:
     frozen_at: datetime
     oldest_pending_at: datetime | None
     files: Mapping[str, int]
+    version: int | None = None
 
     @property
     def lag_ms(self) -> int:
@@ -371,13 +595,76 @@ class FrozenCatalog:
         return max(0, int((self.frozen_at - self.oldest_pending_at).total_seconds() * 1000))
 
 
+class Stager(Protocol):
+    """Writes rows as Parquet into their table's folder, before the bus names the file."""
+
+    async def stage(self, table: TableDef, batches: Sequence[pa.RecordBatch]) -> StagedFile | None:
+        """Write checked rows (`bus_schema`); None when the table cannot take files now (not in the lake yet, partitioned).
+
+        Raises:
+            Unavailable: STORAGE_UNAVAILABLE or CATALOG_UNAVAILABLE; nothing is left but an unreferenced file.
+        """
+        ...
+
+    async def discard(self, file: StagedFile) -> None:
+        """Remove a file that no entry of the bus names. Failing to leaves an unreferenced file; it raises nothing."""
+        ...
+
+
+class SnapshotStore(Protocol):
+    """The snapshots that a lake keeps, and what keeps them.
+
+    A snapshot that is not there is `errors.NotFound`: SNAPSHOT_EXPIRED when it was removed, SNAPSHOT_NOT_FOUND when it
+    never was.
+    """
+
+    async def page(self, before: int | None, *, limit: int) -> Sequence[SnapshotInfo]:
+        """The newest ones with an id below `before`, newest first."""
+        ...
+
+    async def find(self, snapshot_id: int) -> tuple[SnapshotInfo, Sequence[TableSize]]:
+        """One of them, and its tables by name."""
+        ...
+
+    async def files(
+        self, snapshot_id: int, *, table: str | None, after: int, limit: int
+    ) -> SnapshotFiles:
+        """The first files of a snapshot with `file_id > after`, of one table only if asked; fewer when they are many to tell.
+
+        Raises:
+            NotFound: Also TABLE_NOT_FOUND.
+        """
+        ...
+
+    async def pin(self, snapshot_id: int, name: str, expires_at: datetime | None) -> SnapshotInfo:
+        """Keep a snapshot from expiry; a pin of this name gets the new end. Once it returns no expiry takes the snapshot.
+
+        Raises:
+            Invalid: VALIDATION_FAILED, `expires_at` is past by the database's clock, or there are too many pins.
+        """
+        ...
+
+    async def unpin(self, snapshot_id: int, name: str) -> tuple[SnapshotInfo, bool]:
+        """Take a pin off; whether it was there."""
+        ...
+
+
 class CatalogFreezer(Protocol):
     """Makes frozen catalogs; keeps a bounded number of files and deletes the ones nobody holds."""
 
-    async def freeze(self, min_token: int = 0) -> FrozenCatalog:
+    async def freeze(self, min_token: int = 0, *, at: Moment | None = None) -> FrozenCatalog:
         """Take hold of a catalog of the newest snapshot, or of one at most 100 ms old whose token is not below `min_token`.
 
         The result's token may still be below `min_token` when the lake is; the caller waits at the barrier first.
+
+        Args:
+            min_token: For the newest snapshot only.
+            at: The snapshot to freeze instead.
+
+        Raises:
+            NotFound: SNAPSHOT_NOT_FOUND when there never was one at that moment, SNAPSHOT_EXPIRED when it is gone.
+            Invalid: VALIDATION_FAILED when the moment has not come.
+            Limited: OVERLOADED while too many different past snapshots are held.
         """
         ...
 
@@ -397,6 +684,7 @@ class QueryJob:
         data_url: Where the read proxy serves that catalog's files.
         row_limit: Rows after which the result is cut and marked truncated.
         timeout_ms: Deadline; the process is killed one second later at the latest.
+        snapshot_version: `FrozenCatalog.version`.
     """
 
     sql: str
@@ -405,6 +693,7 @@ class QueryJob:
     data_url: str
     row_limit: int
     timeout_ms: int
+    snapshot_version: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -452,4 +741,78 @@ class ObjectStore(Protocol):
 
     async def read(self, path: str, start: int, length: int) -> bytes:
         """Bytes `start .. start+length` (shorter at the end). Raises: Corrupt DATA_FILE_MISSING."""
+        ...
+
+
+class StagedObjects(ObjectStore, Protocol):
+    """The same where staged files are taken back."""
+
+    async def remove(self, path: str) -> None:
+        """Remove a file that nothing names; one that is not there is fine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upkeep:
+    """What there is to look after in a lake.
+
+    Attributes:
+        now: The database's time.
+        settled: When the oldest transaction began that is at work in the lake now; the same as `now` when none is.
+        snapshots: How many there are.
+        newest_from: From this id on snapshots are among the newest, which stay.
+        pinned: Ids of pinned snapshots.
+        files: Files that no snapshot has any more and that are still in the store.
+        old_files: Those of them that have been so for long enough.
+    """
+
+    now: datetime
+    settled: datetime
+    snapshots: int
+    newest_from: int
+    pinned: frozenset[int]
+    files: int
+    old_files: int
+
+
+class LakeMaintenance(Protocol):
+    """Upkeep of one lake. What changes it is for the holder of the maintenance lease, and refused to all others."""
+
+    async def look(self, *, keep_last: int, files_stay_s: float) -> Upkeep:
+        """What there is to do.
+
+        Args:
+            keep_last: How many snapshots count as the newest.
+            files_stay_s: From how many seconds on a file has been without a snapshot for long enough.
+        """
+        ...
+
+    async def snapshots(self, *, since: int, until: datetime, limit: int) -> Sequence[Snapshot]:
+        """Snapshots from id `since` on that were committed at or before `until`, ascending, at most `limit`."""
+        ...
+
+    async def claim(self) -> bool:
+        """Take the lease, or keep it: before each change. False when another process has it and works."""
+        ...
+
+    async def expire(self, ids: Sequence[int]) -> int:
+        """Give up snapshots and what only they need; all or none. Their files stay in the store.
+
+        Returns:
+            How many there were.
+        """
+        ...
+
+    async def remove_files(self, *, stay_s: float, limit: int) -> int:
+        """Remove from the store files that no snapshot has had for more than `stay_s` seconds by the database's clock.
+
+        Repeating it after it failed half-way is fine. One that cannot be removed holds up no other: it is left for the
+        next holder.
+
+        Returns:
+            How many were removed; 0 when none is left.
+
+        Raises:
+            Unavailable: STORAGE_UNAVAILABLE, the store takes none, or only such are left that it did not take before.
+        """
         ...

@@ -8,27 +8,44 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from pathlib import Path
 from typing import Final
 
 import asyncpg
 
+from duckmesh_runtime import heap
 from duckmesh_runtime.adapters.ducklake import open_writer
 from duckmesh_runtime.adapters.election import PostgresElection
 from duckmesh_runtime.adapters.freeze import PostgresFreezer
+from duckmesh_runtime.adapters.maintenance import open_maintenance
 from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.adapters.postgres import open_pool
 from duckmesh_runtime.adapters.postgres_bus import PostgresBus
 from duckmesh_runtime.adapters.progress import PostgresProgress
 from duckmesh_runtime.adapters.sandbox_client import SandboxClient
+from duckmesh_runtime.adapters.snapshots import PostgresSnapshots
+from duckmesh_runtime.adapters.stage import DuckDBStager
+from duckmesh_runtime.adapters.tables_report import PostgresTablesReporter
 from duckmesh_runtime.errors import Corrupt, SettingsError, Unavailable
-from duckmesh_runtime.ports import IngestBus, LakeWriter, ObjectStore
+from duckmesh_runtime.ports import IngestBus, LakeMaintenance, LakeWriter, ObjectStore
 from duckmesh_runtime.services.barrier import Barrier
 from duckmesh_runtime.services.commit import Committer
+from duckmesh_runtime.services.dead_letters import DeadLetterService
+from duckmesh_runtime.services.declared import DeclaredTables
+from duckmesh_runtime.services.expiry import Expiry
 from duckmesh_runtime.services.ingest import IngestService
+from duckmesh_runtime.services.inlet import Inlet
 from duckmesh_runtime.services.query import QueryService
-from duckmesh_runtime.settings import Settings
+from duckmesh_runtime.services.restore import RestoreService
+from duckmesh_runtime.services.snapshots import SnapshotService
+from duckmesh_runtime.services.tables import TableService
+from duckmesh_runtime.settings import QUERY_TIMEOUT_MAX_MS, Settings
 from duckmesh_runtime.web.forward import QueryForward
 from duckmesh_runtime.web.health import Check
 from duckmesh_runtime.web.nudge import Nudger
@@ -41,6 +58,8 @@ logger = logging.getLogger(__name__)
 _POOL_SIZE: Final = 3
 _CLOSE_S: Final = 3.0
 _HAND_OVER_PART: Final = 0.4
+# A catalog is frozen, and a list of files handed out, a little before the statement that reads it begins.
+_FILES_STAY_MORE_S: Final = 600.0
 _NO_FILE: Final = "duckmesh-health"
 
 
@@ -60,7 +79,18 @@ async def ingest_role(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(election.close)
         progress = PostgresProgress(pool, settings.lake)
         opener = _writer_opener(settings, pool)
-        committer = Committer(bus, election, opener, progress, settings.batch)
+        if await election.speaks_more():
+            # The release before commits no more from here on: not before this one has shown that it can attach the lake. One
+            # that lacks its fence is nobody's to commit to; the committer says so.
+            with suppress(Corrupt):
+                await (await opener(0)).close()
+            await election.require_protocol()
+
+        def restored() -> None:
+            if parts.declared is not None:
+                parts.declared.recheck()
+
+        committer = Committer(bus, election, opener, progress, settings.batch, on_restored=restored)
         nudger = Nudger(parts.keys, settings.lake, _sibling(settings, election))
 
         def accepted(_: int) -> None:
@@ -69,25 +99,43 @@ async def ingest_role(parts: Parts) -> AsyncIterator[None]:
             else:
                 nudger.send()
 
-        service = IngestService(
-            bus, lake=settings.lake, limits=settings.ingest, on_accepted=accepted
-        )
-        await service.start()
-        stack.push_async_callback(service.drain)
+        stager = DuckDBStager(lake=settings.lake, store=settings.store, pool=pool)
+        stack.push_async_callback(stager.close)
+        inlet = Inlet(bus, lake=settings.lake, limits=settings.ingest, on_accepted=accepted)
+        await inlet.start()
+        stack.push_async_callback(inlet.drain)
         barrier = Barrier(progress, lag=_bus_lag(bus))
         stack.push_async_callback(barrier.close)
         if settings.query_url:
             parts.forward = QueryForward(settings.query_url)
             stack.push_async_callback(parts.forward.close)
-        parts.bus, parts.ingest, parts.barrier, parts.committer = bus, service, barrier, committer
+        parts.ingest, parts.tables = IngestService(inlet, stager), TableService(inlet, bus)
+        parts.bus, parts.barrier, parts.committer = bus, barrier, committer
+        parts.health.before_scrape = inlet.show_lag
+        store = StoreObjects(settings.store)
+        parts.dead_letters = DeadLetterService(inlet, bus, store)
+        parts.snapshots = SnapshotService(PostgresSnapshots(pool, settings.lake))
+        parts.restore = RestoreService(inlet, bus)
+        if settings.tables_file is not None:
+            parts.declared = DeclaredTables(
+                settings.tables_file,
+                parts.tables,
+                barrier,
+                PostgresTablesReporter(pool, settings.lake),
+                active=lambda: committer.active,
+            )
+            await stack.enter_async_context(parts.declared.following())
+        if settings.maintenance_dir is not None:
+            expiry = _expiry(settings, settings.maintenance_dir, lambda: committer.active)
+            await stack.enter_async_context(expiry.running())
         parts.health.checks = {
             "catalog": _catalog_check(parts, bus),
-            "storage": _storage_check(StoreObjects(settings.store)),
+            "storage": _storage_check(store),
             "committer": _committer_check(election),
         }
         async with _running(committer, nudger, settings.drain_s * _HAND_OVER_PART):
             yield
-            await service.drain()
+            await inlet.drain()
 
 
 @asynccontextmanager
@@ -103,9 +151,11 @@ async def query_role(parts: Parts) -> AsyncIterator[None]:
         bus = PostgresBus(pool, settings.lake)
         parts.timeline = (await bus.head()).timeline
         store = StoreObjects(settings.store)
+        heap.keep_freed()
         proxy = ReadProxy(store)
         await proxy.start()
         stack.push_async_callback(proxy.close)
+        sandbox = SandboxClient(settings.sandbox_socket)
         freezer = PostgresFreezer(
             pool,
             settings.lake,
@@ -113,13 +163,15 @@ async def query_role(parts: Parts) -> AsyncIterator[None]:
             data_url=proxy.data_url,
             allow=proxy.allow,
             forget=proxy.release,
+            prepare=lambda catalog: sandbox.prepare(catalog.path, proxy.data_url),
         )
         stack.push_async_callback(freezer.close)
+        await stack.enter_async_context(freezer.ahead())
         barrier = Barrier(PostgresProgress(pool, settings.lake), lag=_frozen_lag(freezer))
         stack.push_async_callback(barrier.close)
         parts.query = QueryService(
             freezer,
-            SandboxClient(settings.sandbox_socket),
+            sandbox,
             barrier,
             limits=settings.query,
             data_url=proxy.data_url,
@@ -188,6 +240,19 @@ def _writer_opener(
         )
 
     return opener
+
+
+def _expiry(settings: Settings, secret_dir: Path, active: Callable[[], bool]) -> Expiry:
+    def opener() -> AbstractAsyncContextManager[LakeMaintenance]:
+        return open_maintenance(
+            lake=settings.lake,
+            store=settings.store,
+            secret_dir=secret_dir,
+            holder=settings.pod_name,
+        )
+
+    stay_s = QUERY_TIMEOUT_MAX_MS / 1000 + _FILES_STAY_MORE_S
+    return Expiry(opener, active=active, keep=settings.snapshots, files_stay_s=stay_s)
 
 
 @asynccontextmanager

@@ -21,6 +21,9 @@ T = TypeVar("T")
 _SANDBOX_SOCKET: Final = Path("/run/duckmesh/sandbox/sandbox.sock")
 _CATALOG_DIR: Final = Path("/run/duckmesh/catalogs")
 
+QUERY_TIMEOUT_MAX_MS: Final = 3_600_000
+"""No statement of any query process runs longer, whatever its own limit."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
@@ -64,11 +67,13 @@ class IngestLimits:
         requests_per_second: Per process; 0 means no limit.
         pending_bytes: Accepted and not yet committed bytes past which writes get OVERLOADED.
         body_bytes: Largest (decompressed) request body.
+        idempotency_bytes: What the lake's idempotency keys may take in the catalog; past it the oldest are forgotten.
     """
 
     requests_per_second: int = 0
     pending_bytes: int = 1 * 2**30
     body_bytes: int = 64 * 2**20
+    idempotency_bytes: int = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,19 @@ class QueryLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSettings:
+    """Which snapshots stay (domain/thinning.py).
+
+    Attributes:
+        keep_for_s: Age in seconds past which a snapshot goes.
+        keep_last: The newest that stay whatever their age.
+    """
+
+    keep_for_s: int = 7 * 86_400
+    keep_last: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One process's settings.
 
@@ -110,6 +128,8 @@ class Settings:
         query_url: Base URL of the query Service that ingest passes queries on to; empty when this process runs both.
         sandbox_socket: Unix socket of the sandbox.
         catalog_dir: Folder of frozen catalogs, shared with the sandbox.
+        snapshots: Which snapshots stay (ingest only).
+        tables_file: What the Tenant declares as its tables (services/declared.py); None when it cannot.
         freshness_target_ms: The lag objective.
         log_format: `json` or `text`.
         log_level: `debug`, `info`, `warning` or `error`.
@@ -134,6 +154,8 @@ class Settings:
     batch: BatchSettings = BatchSettings()
     ingest: IngestLimits = IngestLimits()
     query: QueryLimits = QueryLimits()
+    snapshots: SnapshotSettings = SnapshotSettings()
+    tables_file: Path | None = None
     freshness_target_ms: int = 5_000
     log_format: str = "json"
     log_level: str = "info"
@@ -178,8 +200,14 @@ def from_env(env: Mapping[str, str]) -> Settings:
             requests_per_second=read.number("DUCKMESH_REQUESTS_PER_SECOND", 0, 0, 1_000_000),
             pending_bytes=read.number("DUCKMESH_PENDING_BYTES", 2**30, 2**20, 2**40),
             body_bytes=read.number("DUCKMESH_BODY_BYTES", 64 * 2**20, 2**10, 2**30),
+            idempotency_bytes=read.number("DUCKMESH_IDEMPOTENCY_BYTES", 2 * 2**30, 2**24, 2**44),
         ),
         query=_query_limits(read),
+        snapshots=SnapshotSettings(
+            keep_for_s=read.number("DUCKMESH_SNAPSHOT_KEEP_FOR_S", 7 * 86_400, 600, 2**34),
+            keep_last=read.number("DUCKMESH_SNAPSHOT_KEEP_LAST", 10, 1, 1_000_000),
+        ),
+        tables_file=read.path("DUCKMESH_TABLES_FILE"),
         freshness_target_ms=read.number("DUCKMESH_FRESHNESS_TARGET_MS", 5_000, 1, 86_400_000),
         log_format=read.choice("DUCKMESH_LOG_FORMAT", "json", ("json", "text")),
         log_level=read.choice("DUCKMESH_LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
@@ -282,7 +310,7 @@ def migrate_from_env(env: Mapping[str, str]) -> MigrateSettings:
 def _query_limits(read: _Reader) -> QueryLimits:
     return QueryLimits(
         concurrency=read.number("DUCKMESH_QUERY_CONCURRENCY", 4, 1, 256),
-        timeout_ms=read.number("DUCKMESH_QUERY_TIMEOUT_MS", 30_000, 1, 3_600_000),
+        timeout_ms=read.number("DUCKMESH_QUERY_TIMEOUT_MS", 30_000, 1, QUERY_TIMEOUT_MAX_MS),
         memory_bytes=read.number("DUCKMESH_QUERY_MEMORY_BYTES", 2**30, 64 * 2**20, 2**40),
         result_bytes=read.number("DUCKMESH_QUERY_RESULT_BYTES", 64 * 2**20, 2**10, 2**34),
         rows=read.number("DUCKMESH_QUERY_ROWS", 1_000_000, 1, 2**40),

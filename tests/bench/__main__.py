@@ -1,111 +1,108 @@
-"""`make bench`: the figures of docs/benchmarks.md, measured on the test cluster and printed as Markdown.
+"""`make bench`: the figures of docs/benchmarks.md, as a Markdown table: `python -m tests.bench [name ...] [--short]`.
 
-Starts the cluster and installs the chart when they are not there. Timings are reported, never judged.
+A name is a scenario or a group of them (`writes`, `reads`). Starts its own Postgres, S3 and processes on this machine;
+figures are reported, never judged. `cluster` measures what needs Kubernetes, on the cluster of `make demo`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import platform
-import statistics
+import argparse
 import sys
 import time
-import uuid
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from tests.bench.load import run
-from tests.e2e.product import SYSTEM, Kube, Tenant, ensure_installed
+from tests.bench import (
+    bulk,
+    cluster,
+    crowd,
+    many_files,
+    memory,
+    reads,
+    small,
+    tpch,
+    upserts,
+    waiting,
+)
+from tests.bench.figures import Figure, machine, table
+from tests.bench.mode import Mode
+from tests.bench.stack import Stack, running_stack
 
-TENANTS = 5
-RUNS = 3
-RATE, ROWS, SECONDS = 200, 10, 30
+Scenario = Callable[[Stack, Mode], Sequence[Figure]]
+
+GROUPS: dict[str, dict[str, Scenario]] = {
+    "writes": {
+        "latency": small.latency,
+        "posts": small.posts,
+        "arrow": bulk.arrow,
+        "ndjson": bulk.ndjson,
+        "upsert": upserts.upsert,
+        "waiters": waiting.waiters,
+        "memory": memory.memory,
+    },
+    "reads": {
+        "point": reads.point,
+        "point-busy": reads.point_busy,
+        "arrow-out": reads.arrow_out,
+        "tpch": tpch.tpch,
+        "first-query": many_files.first_query,
+        "clients": crowd.clients,
+        "freeze": many_files.freeze,
+    },
+}
+SCENARIOS = {name: scenario for group in GROUPS.values() for name, scenario in group.items()}
 
 
-def main() -> None:
-    kube = ensure_installed(lambda text: print(f"[bench] {text}", file=sys.stderr, flush=True))
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    groups = "; ".join(f"{name}: {', '.join(group)}" for name, group in GROUPS.items())
+    parser.add_argument("names", nargs="*", metavar="name", help=f"{groups}; cluster")
+    parser.add_argument("--short", action="store_true", help="small sizes: is the harness well?")
+    parser.add_argument("--rounds", type=int, help="repetitions (3; 1 when short)")
+    parser.add_argument("--minutes", type=float, default=30, help="of the memory scenario")
+    args = parser.parse_args()
+    if args.names == ["cluster"]:
+        cluster.main()
+        return 0
+    if unknown := [name for name in args.names if name not in SCENARIOS | GROUPS]:
+        parser.error(f"no such scenario: {', '.join(unknown)}")
+    rounds = args.rounds or (1 if args.short else 3)
+    mode = Mode(short=args.short, rounds=rounds, minutes=args.minutes)
+    return _run(_chosen(args.names or list(GROUPS)), mode)
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    """Scenarios of the names; a group stands for those of its own that are named beside it, or else for all."""
+    found: list[str] = []
+    for name in names:
+        if name not in GROUPS:
+            found.append(name)
+        elif not any(other in GROUPS[name] for other in names):
+            found += GROUPS[name]
+    return found
+
+
+def _run(names: Sequence[str], mode: Mode) -> int:
+    """Measure; a scenario that fails is said and does not hide the others."""
+    where, failed = machine(), 0
+    figures: list[Figure] = []
+    with running_stack() as stack:
+        for name in names:
+            started = time.monotonic()
+            try:
+                figures += SCENARIOS[name](stack, mode)
+            except Exception as error:
+                failed += 1
+                figures.append(Figure(what=name, goal="", ours=f"not measured: {error!r}"))
+            print(
+                f"[bench] {name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
+            )
+    kind = "short run, not figures to quote" if mode.short else f"{mode.rounds} rounds, medians"
     print(
-        f"Machine: {_machine()}; Kubernetes {_version(kube)}; Python {platform.python_version()}\n"
+        f"{where}; Postgres (fsync on), SeaweedFS, load client and all processes on it; {kind}.\n"
     )
-    namespace = (
-        f"bench-{uuid.uuid4().hex[:6]}"  # earlier rows are retained and belong to earlier Tenants
-    )
-    tenants = [Tenant(kube, namespace, f"bench-{number}") for number in range(TENANTS)]
-    try:
-        _report_ready(tenants)
-        _report_load(tenants[-1])
-        _report_memory(kube, namespace)
-    finally:
-        tenants[0].delete()
-
-
-def _report_ready(tenants: list[Tenant]) -> None:
-    seconds = []
-    for tenant in tenants:
-        started = time.monotonic()
-        tenant.apply()
-        tenant.wait("Ready")
-        seconds.append(time.monotonic() - started)
-        if tenant is not tenants[-1]:  # a small node does not hold them all
-            tenant.apply({"suspend": True})
-            tenant.wait("Suspended")
-    found = ", ".join(f"{value:.1f}" for value in sorted(seconds))
-    print(
-        f"apply -> Ready: median {statistics.median(seconds):.1f} s of {TENANTS}, one after the other ({found})\n"
-    )
-
-
-def _report_load(tenant: Tenant) -> None:
-    """The same load several times; the median of each quantile."""
-    address = tenant.kube.json("get", "service", "-n", tenant.namespace, f"{tenant.name}-ingest")[
-        "spec"
-    ]["clusterIP"]
-    runs = [
-        asyncio.run(
-            run(f"http://{address}:8080", tenant.admin_key(), rate=RATE, rows=ROWS, seconds=SECONDS)
-        ).as_dict()
-        for _ in range(RUNS)
-    ]
-    print(
-        f"{RATE} requests/s x {ROWS} rows, open loop, {RUNS} x {SECONDS} s, medians of the runs (ms):\n"
-    )
-    print("| | p50 | p95 | p99 | max |\n|---|---|---|---|---|")
-    for what in ("ack_ms", "write_to_visible_ms"):
-        marks: list[Any] = [one[what] for one in runs]
-        cells = [
-            f"{statistics.median(m[q] for m in marks):.1f}" for q in ("p50", "p95", "p99", "max")
-        ]
-        print(f"| {what.removesuffix('_ms').replace('_', '-')} | {' | '.join(cells)} |")
-    print(
-        f"\nrequests {[one['requests'] for one in runs]}, failed {[one['failed'] for one in runs]}\n"
-    )
-
-
-def _report_memory(kube: Kube, namespace: str) -> None:
-    """Working set of each container, from the kubelet."""
-    node = kube.json("get", "nodes")["items"][0]["metadata"]["name"]
-    summary = json.loads(
-        kube.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/stats/summary").stdout
-    )
-    print("| pod | container | memory MiB |\n|---|---|---|")
-    for pod in sorted(summary["pods"], key=lambda p: str(p["podRef"]["name"])):
-        if pod["podRef"]["namespace"] in (namespace, SYSTEM):
-            for container in pod["containers"]:
-                size = container.get("memory", {}).get("workingSetBytes", 0) / 2**20
-                print(f"| {pod['podRef']['name']} | {container['name']} | {size:.0f} |")
-
-
-def _machine() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as cpus:
-        models = [line.split(":")[1].strip() for line in cpus if line.startswith("model name")]
-    with open("/proc/meminfo", encoding="utf-8") as memory:
-        total = int(memory.readline().split()[1]) / 2**20
-    return f"{len(models)} x {models[0] if models else platform.machine()}, {total:.0f} GiB"
-
-
-def _version(kube: Kube) -> str:
-    return str(kube.json("version")["serverVersion"]["gitVersion"])
+    print(table(figures))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

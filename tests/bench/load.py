@@ -1,8 +1,8 @@
-"""An open-loop client: requests leave on schedule whatever the answers do, and latency counts from the schedule.
+"""The load client, a process of its own: `python -m tests.bench.load open|closed|waiters --url ... --api-key ...`.
 
-Used by `make bench` and by hand:
-
-    python -m tests.bench.load --url http://127.0.0.1:8080 --api-key ... --rate 200 --rows 10 --seconds 30
+Prints one JSON object. `open`: requests leave on schedule whatever the answers do, and latency counts from the schedule;
+what is due while `--most` are under way is given up (`NotSent`). `closed`: each connection sends its next request when
+the last one is answered. `waiters`: long polls on one token.
 """
 
 from __future__ import annotations
@@ -10,134 +10,208 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
 import sys
 import time
 import uuid
 from dataclasses import dataclass, field
 
-import aiohttp
+from tests.bench.client import Client
+from tests.bench.figures import quantiles
 
-TABLE = {
-    "name": "load",
-    "columns": [
-        {"name": "id", "type": "BIGINT", "nullable": False},
-        {"name": "kind", "type": "VARCHAR"},
-        {"name": "amount", "type": "DOUBLE"},
-        {"name": "at", "type": "TIMESTAMP WITH TIME ZONE"},
-    ],
-}
+BUSY_CORES = 0.9
+LATE_MS = 5.0
 
 
 @dataclass(slots=True)
-class Figures:
-    """What a run saw; times in milliseconds from the scheduled start of a request."""
+class Report:
+    """What a run saw; times in milliseconds."""
 
+    seconds: float = 0.0
     ack: list[float] = field(default_factory=list)
     visible: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    tenths: list[list[float]] = field(default_factory=lambda: [[] for _ in range(10)])
     failed: dict[str, int] = field(default_factory=dict)
+    more: dict[str, object] = field(default_factory=dict)
+    cores: float = 0.0
+
+    def fail(self, what: str) -> None:
+        self.failed[what] = self.failed.get(what, 0) + 1
 
     def as_dict(self) -> dict[str, object]:
+        late = quantiles(self.late)
+        limit = ""
+        if self.cores > BUSY_CORES:
+            limit = "; THE CLIENT WAS THE LIMIT (its core is full)"
+        elif late.get("p99", 0.0) > LATE_MS:
+            limit = f"; THE CLIENT SENT LATE (p99 {late['p99']} ms), which the latencies hold"
         return {
             "requests": len(self.ack),
+            "seconds": self.seconds,
             "failed": self.failed,
             "ack_ms": quantiles(self.ack),
+            "ack_p95_ms_by_tenth": [quantiles(one).get("p95") for one in self.tenths],
             "write_to_visible_ms": quantiles(self.visible),
+            "client": {"cores": self.cores, "late_ms": late, "limit": limit},
+            **self.more,
         }
 
 
-def quantiles(values: list[float]) -> dict[str, float]:
-    """p50, p95, p99 and max, rounded to 0.1 ms."""
-    if len(values) < 2:
-        return {}
-    cuts = statistics.quantiles(values, n=100, method="inclusive")
-    marks = {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98], "max": max(values)}
-    return {name: round(value, 1) for name, value in marks.items()}
+class Bodies:
+    """Request bodies of so many rows, each row with a key of its own unless told otherwise."""
+
+    def __init__(self, rows: int, *, keys: bool = True) -> None:
+        self._rows = rows
+        self._run = uuid.uuid4().hex[:8] if keys else ""
+
+    def make(self, number: int) -> bytes:
+        first = number * self._rows
+        records = ",".join(self._record(first + i) for i in range(self._rows))
+        return b'{"records":[' + records.encode() + b"]}"
+
+    def _record(self, number: int) -> str:
+        name = f'"idempotency_key":"{self._run}-{number}",' if self._run else ""
+        return (
+            f'{{{name}"payload":{{"id":{number},"kind":"order","amount":{number * 0.5},'
+            '"at":"2026-01-01T00:00:00Z"}}'
+        )
 
 
-async def run(
-    url: str,
-    key: str,
-    *,
-    rate: float,
-    rows: int,
-    seconds: float,
-    warm_up: float = 3,
-    every: int = 5,
-) -> Figures:
-    """Send `rate` requests of `rows` rows a second; wait for the visibility of each `every`-th."""
-    figures = Figures()
-    connector = aiohttp.TCPConnector(limit=0)
-    headers = {"Authorization": f"Bearer {key}"}
-    async with aiohttp.ClientSession(url, headers=headers, connector=connector) as session:
-        await _ensure_table(session)
-        async with asyncio.TaskGroup() as group:
-            start = time.perf_counter() + 0.1
-            for number in range(int((warm_up + seconds) * rate)):
-                due = start + number / rate
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                counted = figures if due - start >= warm_up else Figures()
-                group.create_task(_one(session, number, rows, due, counted, number % every == 0))
-    return figures
-
-
-async def _ensure_table(session: aiohttp.ClientSession) -> None:
-    async with session.post("/v1/tables", json=TABLE) as answer:
-        if answer.status not in (200, 201, 409):
-            raise RuntimeError(f"cannot make the table: {answer.status} {await answer.text()}")
+async def open_loop(client: Client, args: argparse.Namespace) -> Report:
+    """`rate` requests of `rows` rows a second; each `every`-th is followed until it is visible."""
+    report, warm_up = Report(), Report()
+    bodies = Bodies(args.rows)
+    await client.connect(32)
+    async with asyncio.TaskGroup() as group:
+        start = time.perf_counter() + 0.1
+        for number in range(int((args.warm_up + args.seconds) * args.rate)):
+            due = start + number / args.rate
+            body = bodies.make(number)
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            counted = report if due - start >= args.warm_up else warm_up
+            counted.late.append((time.perf_counter() - due) * 1000)
+            if client.busy >= args.most:
+                counted.fail("NotSent")
+                continue
+            tenth = min(9, int((due - start - args.warm_up) / args.seconds * 10))
+            watch = number % args.every == 0
+            group.create_task(_one(client, body, due, counted, tenth=tenth, watch=watch))
+    report.seconds = args.seconds
+    return report
 
 
 async def _one(
-    session: aiohttp.ClientSession,
-    number: int,
-    rows: int,
-    due: float,
-    figures: Figures,
-    watch: bool,
+    client: Client, body: bytes, due: float, report: Report, *, tenth: int, watch: bool
 ) -> None:
-    run_id = uuid.uuid4().hex
-    records = [
-        {
-            "idempotency_key": f"{run_id}-{i}",
-            "payload": {
-                "id": number * rows + i,
-                "kind": "click",
-                "amount": i * 0.5,
-                "at": "2026-01-01T00:00:00Z",
-            },
-        }
-        for i in range(rows)
-    ]
     try:
-        async with session.post("/v1/ingest/load", json={"records": records}) as answer:
-            body = await answer.json()
-            if answer.status != 200:
-                code = body.get("error_code", str(answer.status))
-                figures.failed[code] = figures.failed.get(code, 0) + 1
-                return
-        figures.ack.append((time.perf_counter() - due) * 1000)
+        status, answer = await client.post("/v1/ingest/load", body)
+        if status != 200:
+            report.fail(json.loads(answer).get("error_code", str(status)))
+            return
+        took = (time.perf_counter() - due) * 1000
+        report.ack.append(took)
+        report.tenths[tenth].append(took)
         if watch:
-            query = {"token": body["max_visibility_token"], "timeout_ms": "20000"}
-            async with session.get("/v1/visible", params=query) as answer:
-                if answer.status == 200:
-                    figures.visible.append((time.perf_counter() - due) * 1000)
-    except aiohttp.ClientError as error:
-        name = type(error).__name__
-        figures.failed[name] = figures.failed.get(name, 0) + 1
+            token = json.loads(answer)["max_visibility_token"]
+            status, _ = await client.get(f"/v1/visible?token={token}&timeout_ms=30000")
+            if status == 200:
+                report.visible.append((time.perf_counter() - due) * 1000)
+            else:
+                report.fail(f"visible {status}")
+    except OSError as error:
+        report.fail(type(error).__name__)
 
 
-def main() -> None:
+async def closed_loop(client: Client, args: argparse.Namespace) -> Report:
+    """So many connections, each busy with one request of `rows` rows at a time."""
+    report, bodies = Report(), Bodies(args.rows, keys=not args.no_keys)
+    await client.connect(args.connections)
+    start = time.perf_counter()
+    begin, end = start + args.warm_up, start + args.warm_up + args.seconds
+    numbers = iter(range(sys.maxsize))
+
+    async def one() -> None:
+        while (sent := time.perf_counter()) < end:
+            try:
+                status, answer = await client.post("/v1/ingest/load", bodies.make(next(numbers)))
+            except OSError as error:
+                report.fail(type(error).__name__)
+                return
+            now = time.perf_counter()
+            if status != 200:
+                report.fail(json.loads(answer).get("error_code", str(status)))
+            elif begin <= now <= end:
+                report.ack.append((now - sent) * 1000)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(args.connections):
+            group.create_task(one())
+    report.seconds = args.seconds
+    return report
+
+
+async def waiters(client: Client, args: argparse.Namespace) -> Report:
+    """Long polls on one token that is not given yet; `seen` holds the wall clock at which each was answered."""
+    report, seen = Report(), []
+    path = f"/v1/visible?token={args.token}&timeout_ms=60000"
+
+    async def one() -> None:
+        try:
+            status, answer = await client.get(path)
+        except OSError as error:
+            report.fail(type(error).__name__)
+            return
+        if status == 200:
+            seen.append(time.time())
+        else:
+            report.fail(json.loads(answer).get("error_code", str(status)))
+
+    await client.connect(args.connections)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(args.connections):
+            group.create_task(one())
+        await asyncio.sleep(0)
+        print("waiting", file=sys.stderr, flush=True)
+    report.more["seen"] = seen
+    return report
+
+
+KINDS = {"open": open_loop, "closed": closed_loop, "waiters": waiters}
+
+
+async def run(url: str, key: str, args: argparse.Namespace) -> Report:
+    """Run one kind of load against a base URL."""
+    client = Client(url, key)
+    begin, cpu = time.monotonic(), time.process_time()
+    try:
+        report = await KINDS[args.kind](client, args)
+    finally:
+        client.close()
+    report.cores = (time.process_time() - cpu) / (time.monotonic() - begin)
+    return report
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("--url", required=True)
     parser.add_argument("--api-key", required=True)
     parser.add_argument("--rate", type=float, default=200)
     parser.add_argument("--rows", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=30)
-    args = parser.parse_args()
-    figures = asyncio.run(
-        run(args.url, args.api_key, rate=args.rate, rows=args.rows, seconds=args.seconds)
-    )
-    json.dump(figures.as_dict(), sys.stdout, indent=2)
+    parser.add_argument("--warm-up", type=float, default=3)
+    parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--most", type=int, default=2_000)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--no-keys", type=lambda text: text == "True", default=False)
+    parser.add_argument("--token", default="")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    args = arguments()
+    json.dump(asyncio.run(run(args.url, args.api_key, args)).as_dict(), sys.stdout)
     sys.stdout.write("\n")
 
 

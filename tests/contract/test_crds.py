@@ -285,7 +285,7 @@ def test_scale_acts_on_query_pods() -> None:
         (
             "tenant",
             "Ready SpecValid CatalogReachable StorageReachable Fresh SnapshotHealthy"
-            " CompactionCurrent Progressing Suspended Paused",
+            " CompactionCurrent Progressing Suspended Paused DeadLetters",
         ),
         ("compactor", "Ready CaughtUp LastRunSucceeded Suspended Conflict"),
     ],
@@ -321,10 +321,19 @@ def _paths(value: object, path: str) -> set[str]:
     return {path}.union(*(_paths(below, f"{path}.{name}") for name, below in value.items()))
 
 
-def test_field_reference_is_current() -> None:
-    """`make manifests` writes it."""
-    generate = runpy.run_path(str(CRDS.parent / "docs" / "reference" / "generate.py"))
+@pytest.mark.parametrize(
+    ("page", "build"),
+    [
+        ("resources.md", "build_reference"),
+        ("metrics.md", "build_metrics"),
+        ("errors.md", "build_errors"),
+    ],
+)
+def test_reference_pages_are_current(page: str, build: str) -> None:
+    """`make manifests` writes them."""
+    reference = CRDS.parent / "docs" / "reference"
+    generate = runpy.run_path(str(reference / "generate.py"))
 
-    written = (CRDS.parent / "docs" / "reference" / "resources.md").read_text(encoding="utf-8")
+    written = (reference / page).read_text(encoding="utf-8")
 
-    assert written == generate["build_reference"]()
+    assert written == generate[build]()

@@ -22,7 +22,10 @@ from duckmesh_operator.specs.secret import (
     build_secret,
     hash_key,
 )
+from duckmesh_operator.specs.tables import build_tables, tables_digest
 from duckmesh_runtime import settings as runtime
+from duckmesh_runtime.domain.declared import parse_declaration
+from duckmesh_runtime.domain.schema import parse_table
 from duckmesh_runtime.web import auth
 from tests.tenants import UID, make_context
 
@@ -41,6 +44,7 @@ SPEC = {
         }
     },
     "freshness": {"target": "4s"},
+    "snapshots": {"keepFor": "36h", "keepLast": 25},
 }
 FIELDS = {"metadata.name": "acme-ingest-x", "status.podIP": "10.0.0.7"}
 MIGRATIONS = Path(runtime.__file__).parent / "sql" / "catalog"
@@ -112,12 +116,32 @@ def test_ingest_reads_everything_the_spec_says(context: Context, tmp_path: Path)
     assert settings.ingest.requests_per_second == 9
     assert settings.ingest.pending_bytes == 3 * 2**20
     assert settings.freshness_target_ms == 4_000
+    assert settings.snapshots == runtime.SnapshotSettings(keep_for_s=36 * 3_600, keep_last=25)
     assert (settings.pod_name, settings.pod_address) == ("acme-ingest-x", "10.0.0.7")
     assert settings.query_url == "http://acme-query:8080"
     assert settings.api_port == names.API_PORT
     assert settings.metrics_port == names.METRICS_PORT
     grace = template["spec"]["terminationGracePeriodSeconds"]  # type: ignore[index]
     assert grace > settings.drain_s + 2
+
+
+def test_without_a_word_in_the_spec_both_sides_keep_the_same_snapshots(tmp_path: Path) -> None:
+    template = build_ingest_template(make_context({}))
+    found = container(template, "ingest")
+    env = mounted(template, found, env_of(found), tmp_path)
+
+    assert runtime.from_env(env).snapshots == runtime.SnapshotSettings()
+
+
+def test_the_longest_times_of_the_spec_are_settings(tmp_path: Path) -> None:
+    longest = "999999h999999h999999h999999h"
+    template = build_ingest_template(
+        make_context({"snapshots": {"keepFor": longest, "keepLast": 100_000}})
+    )
+    found = container(template, "ingest")
+    env = mounted(template, found, env_of(found), tmp_path)
+
+    assert runtime.from_env(env).snapshots.keep_for_s == 4 * 999_999 * 3_600
 
 
 def test_ingest_finds_its_secrets_where_it_looks_for_them(context: Context, tmp_path: Path) -> None:
@@ -134,6 +158,49 @@ def test_ingest_finds_its_secrets_where_it_looks_for_them(context: Context, tmp_
     assert runtime.read_secret(settings.maintenance_dir, "dsn") == "dsn of acme-maintenance"
     assert runtime.read_secret(settings.auth_dir, "pepper") == "pepper of acme-auth"
     assert runtime.read_secret(settings.store.secret_dir, "access-key-id")
+
+
+def test_ingest_reads_the_declared_tables_from_where_they_are_mounted(tmp_path: Path) -> None:
+    columns = [
+        {"name": "id", "type": "BIGINT", "nullable": True},
+        {"name": "size", "type": "DOUBLE", "nullable": True, "default": "0.5"},
+        {"name": "on", "type": "BOOLEAN", "nullable": False, "default": "true"},
+        {"name": "note", "type": "VARCHAR", "nullable": True, "default": "1"},
+    ]
+    table = {"name": "t", "columns": columns, "primaryKey": ["id"], "partitionBy": ["on"]}
+    broken = {"name": "b", "columns": [{"name": "x", "type": "NOPE"}]}
+    context = make_context({"tables": [table, broken]})
+    template: Any = build_ingest_template(context)
+    found = container(template, "ingest")
+    (volume,) = [one for one in template["spec"]["volumes"] if "configMap" in one]
+    (mount,) = [one for one in found["volumeMounts"] if one["name"] == volume["name"]]
+    rendered: Any = build_tables(context.tenant)
+    assert rendered["metadata"]["name"] == volume["configMap"]["name"]
+    ((name, text),) = rendered["data"].items()
+
+    settings = runtime.from_env(mounted(template, found, env_of(found), tmp_path))
+    declaration = parse_declaration(text.encode())
+
+    assert str(settings.tables_file) == f"{mount['mountPath']}/{name}"
+    assert declaration.digest == tables_digest(context.tenant)
+    assert declaration.names == {"t", "b"}
+    (problem,) = declaration.problems
+    assert problem.startswith("table b: columns[0].type")
+    assert declaration.tables == [
+        parse_table(
+            {
+                "name": "t",
+                "columns": [
+                    {"name": "id", "type": "BIGINT", "nullable": False},
+                    {"name": "size", "type": "DOUBLE", "default": 0.5},
+                    {"name": "on", "type": "BOOLEAN", "nullable": False, "default": True},
+                    {"name": "note", "type": "VARCHAR", "default": "1"},
+                ],
+                "primary_key": ["id"],
+                "partition_by": ["on"],
+            }
+        )
+    ]
 
 
 def test_query_reads_its_limits_and_only_the_readers_login(
@@ -258,4 +325,4 @@ def _check_restricted(template: Manifest | Any) -> None:
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert one["resources"]["limits"]["memory"]
-    assert all(set(one) & {"secret", "emptyDir"} for one in spec["volumes"])
+    assert all(set(one) & {"secret", "configMap", "emptyDir"} for one in spec["volumes"])

@@ -98,22 +98,24 @@ def ensure_installed(say: Callable[[str], None]) -> Kube:
     """Cluster up, images in it, chart installed; each step is skipped when it is already so."""
     cluster = clusters.up()
     kube = Kube(cluster.kubeconfig, cluster.bin_dir)
+    images = {}
     for target in IMAGES:
         say(f"image {target}")
-        clusters.load_image(
+        images[target] = clusters.load_image(
             cluster, ROOT, target=target, tag=f"localhost/duckmesh-{target}:{VERSION}"
         )
     say("chart duckmesh")
-    install_chart(kube)
+    install_chart(kube, operator_image=images["operator"])
     return kube
 
 
-def install_chart(kube: Kube, *sets: str) -> None:
+def install_chart(kube: Kube, *, operator_image: str) -> None:
     """Install or upgrade the chart with trial services, and wait for them."""
-    # The pods' template carries the images' content, so that a rebuilt image is rolled out under its fixed tag.
+    # The pod's template carries the image's content, so that a rebuilt image is rolled out under its fixed tag.
     values = [
-        f"--set={item}"
-        for item in ("devservices.enabled=true", "operator.config.sweepSeconds=1", *sets)
+        "--set=devservices.enabled=true",
+        "--set=operator.config.sweepSeconds=1",
+        f"--set-string=operator.podAnnotations.image={operator_image[:16]}",
     ]
     kube.helm(
         *("upgrade", "--install", "duckmesh", str(ROOT / "charts" / "duckmesh"), "-n", SYSTEM),

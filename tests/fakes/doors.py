@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from duckmesh_runtime.domain.records import RawRecord, Rejected
+from duckmesh_runtime.domain.decode import BulkFormat, Rejected
+from duckmesh_runtime.domain.records import RawRecord
 from duckmesh_runtime.domain.schema import TableDef
 from duckmesh_runtime.errors import DuckmeshError, NotFound, Unavailable
-from duckmesh_runtime.ports import Backlog, Head, Progress, QueryRun, QueryStats
+from duckmesh_runtime.ports import Backlog, Head, Progress, QueryRun, QueryStats, TableVersion
 from duckmesh_runtime.services.ingest import IngestAnswer
 from duckmesh_runtime.services.query import QueryAnswer, QueryRequest
+from duckmesh_runtime.services.tables import Changed
 from duckmesh_runtime.web.auth import hash_key
 
 LAKE = "lake_0123456789abcdef"
@@ -48,33 +52,63 @@ def arrow_stream(columns: dict[str, list[object]]) -> bytes:
     return bytes(sink.getvalue())
 
 
+class BulkBody(NamedTuple):
+    """A bulk body as the service got it."""
+
+    table: str
+    format: BulkFormat
+    content: bytes
+    op: str | None
+    key: str | None
+    atomic: bool
+
+
 @dataclass
 class FakeIngest:
     """Accepts everything in known tables."""
 
     known: dict[str, TableDef] = field(default_factory=dict)
     records: list[RawRecord] = field(default_factory=list)
-    bodies: list[tuple[bytes, str | None]] = field(default_factory=list)
+    bodies: list[BulkBody] = field(default_factory=list)
+    atomic: list[bool] = field(default_factory=list)
     rejected: Sequence[Rejected] = ()
     duplicates: int = 0
     failure: Exception | None = None
     number: int = 0
 
-    async def ingest_records(self, table: str, records: Sequence[RawRecord]) -> IngestAnswer:
-        await self.table(table)
+    async def ingest_records(
+        self, table: str, records: Sequence[RawRecord], *, atomic: bool = False
+    ) -> IngestAnswer:
+        self.find(table)
         self.records.extend(records)
+        self.atomic.append(atomic)
         return self._answer(len(records))
 
-    async def ingest_arrow(
-        self, table: str, body: bytes, *, request_key: str | None
+    async def ingest_bulk(
+        self,
+        table: str,
+        body_format: BulkFormat,
+        body: bytes,
+        op: str | None = None,
+        *,
+        request_key: str | None = None,
+        atomic: bool = False,
     ) -> IngestAnswer:
-        await self.table(table)
-        if request_key is not None and request_key in [known for _, known in self.bodies]:
+        self.find(table)
+        rows = _rows(body_format, body)
+        if request_key is not None and request_key in [bulk.key for bulk in self.bodies]:
             return IngestAnswer(
-                accepted=0, duplicates=_rows(body), rejected=(), number=self.number, timeline=1
+                accepted=0, duplicates=rows, rejected=(), number=self.number, timeline=1
             )
-        self.bodies.append((body, request_key))
-        return self._answer(_rows(body))
+        self.bodies.append(BulkBody(table, body_format, body, op, request_key, atomic))
+        return self._answer(rows)
+
+    def find(self, name: str) -> TableDef:
+        if self.failure is not None:
+            raise self.failure
+        if name not in self.known:
+            raise NotFound("TABLE_NOT_FOUND", f"table: there is no table {name}")
+        return self.known[name]
 
     def _answer(self, rows: int) -> IngestAnswer:
         accepted = rows - len(self.rejected) - self.duplicates
@@ -87,31 +121,47 @@ class FakeIngest:
             timeline=1,
         )
 
-    async def create_table(self, table: TableDef) -> int:
-        self.known[table.name] = table
-        self.number += 1
-        return self.number
 
-    async def drop_table(self, name: str) -> int:
-        await self.table(name)
-        del self.known[name]
-        self.number += 1
-        return self.number
+@dataclass
+class FakeTables:
+    """The tables that a `FakeIngest` knows."""
 
-    async def tables(self) -> Sequence[TableDef]:
-        return list(self.known.values())
+    ingest: FakeIngest
 
-    async def table(self, name: str) -> TableDef:
-        if self.failure is not None:
-            raise self.failure
-        if name not in self.known:
-            raise NotFound("TABLE_NOT_FOUND", f"table: there is no table {name}")
-        return self.known[name]
+    async def create(self, table: TableDef) -> Changed:
+        self.ingest.known[table.name] = table
+        return self._changed(table.name, table)
+
+    async def drop(self, name: str) -> Changed:
+        await self.find(name)
+        del self.ingest.known[name]
+        return self._changed(name, None)
+
+    def _changed(self, name: str, table: TableDef | None) -> Changed:
+        self.ingest.number += 1
+        return Changed(name=name, table=table, number=self.ingest.number, new=True)
+
+    async def confirm(self, changed: Changed) -> None:
+        return None
+
+    async def versions(self, name: str) -> Sequence[TableVersion]:
+        table = await self.find(name)
+        return [TableVersion(schema_version=1, table=table, changed_at=NOON)]
+
+    async def all(self) -> Sequence[TableDef]:
+        return list(self.ingest.known.values())
+
+    async def find(self, name: str) -> TableDef:
+        return self.ingest.find(name)
 
 
-def _rows(body: bytes) -> int:
-    with pa.ipc.open_stream(body) as reader:
-        return int(reader.read_all().num_rows)
+def _rows(body_format: BulkFormat, body: bytes) -> int:
+    if body_format is BulkFormat.PARQUET:
+        return int(pq.read_metadata(pa.BufferReader(body)).num_rows)
+    if body_format is BulkFormat.ARROW:
+        with pa.ipc.open_stream(body) as reader:
+            return int(reader.read_all().num_rows)
+    return len(body.splitlines()) - (body_format is BulkFormat.CSV)
 
 
 @dataclass
@@ -121,7 +171,13 @@ class FakeBarrier:
     token: int = 1000
     waits: list[tuple[int, int]] = field(default_factory=list)
 
-    async def wait(self, number: int, timeout_ms: int) -> Progress:
+    def hush(self) -> None:
+        return None
+
+    async def changes(self, silence_s: float) -> AsyncGenerator[Progress, None]:
+        yield await self.wait(0, 0)
+
+    async def wait(self, number: int, timeout_ms: int, *, timeline: int | None = None) -> Progress:
         self.waits.append((number, timeout_ms))
         if number > self.token:
             raise Unavailable(
@@ -142,6 +198,8 @@ class FakeBus:
             pending_bytes=100,
             oldest_pending_at=NOON,
             claimed=0,
+            snapshot_id=8,
+            snapshot_at=NOON,
         )
 
 

@@ -22,6 +22,7 @@ from tests.fakes.doors import (
     FakeCommitter,
     FakeIngest,
     FakeQuery,
+    FakeTables,
     key,
 )
 
@@ -76,7 +77,8 @@ def make_parts(settings: Settings) -> Parts:
     made.health.started = True
     ingest = FakeIngest()
     ingest.known["events"] = parse_table(EVENTS)
-    made.ingest, made.bus, made.barrier = ingest, FakeBus(), FakeBarrier()
+    made.ingest, made.tables = ingest, FakeTables(ingest)
+    made.bus, made.barrier = FakeBus(), FakeBarrier()
     made.query, made.committer = FakeQuery(), FakeCommitter()
     return made
 

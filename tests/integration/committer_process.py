@@ -1,13 +1,21 @@
-"""A committer in a process of its own, for tests that kill and stop it; `tests.lakes.committer_process` starts it."""
+"""A committer in a process of its own, for tests that kill and stop it; `tests.lakes.committer_process` starts it.
+
+With a failpoint it kills itself there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.failpoints import Failpoint
 from tests.lakes import committer_of, store_of
 from tests.services import Lake
 
@@ -26,8 +34,12 @@ async def main(text: str) -> None:
         reader_dir=nowhere,
         store=store_of(values["store"]),
     )
-    async with committer_of(lake, holder=values["holder"]) as committer:
-        await committer.run()
+    with pytest.MonkeyPatch.context() as patch:
+        if values["die"]:
+            when, statement = values["die"]
+            Failpoint(statement, when, lambda: os.kill(os.getpid(), signal.SIGKILL)).plant(patch)
+        async with committer_of(lake, holder=values["holder"]) as committer:
+            await committer.run()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""Every column type is taken by DuckLake under its canonical name and gives back what was sent."""
+"""Every column type is taken by DuckLake under its canonical name and gives back what was sent, in every body format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import json
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from duckmesh_runtime.domain.columns import SCALARS
-from duckmesh_runtime.domain.records import RawRecord, decode_records
-from duckmesh_runtime.domain.schema import parse_table
+from duckmesh_runtime.domain.decode import BulkFormat, Op, decode_bulk, decode_records
+from duckmesh_runtime.domain.records import RawRecord
+from duckmesh_runtime.domain.schema import TableDef, parse_table
 
 VALUES: dict[str, list[Any]] = {
     "BOOLEAN": [True, False],
@@ -75,24 +79,97 @@ def test_the_list_is_complete() -> None:
     assert set(SCALARS) <= set(VALUES)
 
 
+def table_of(type_name: str) -> TableDef:
+    columns = [{"name": "n", "type": "BIGINT"}, {"name": "x", "type": type_name}]
+    return parse_table({"name": "t", "columns": columns})
+
+
 @pytest.mark.parametrize("type_name", VALUES)
 def test_a_type_survives_the_lake(lake: duckdb.DuckDBPyConnection, type_name: str) -> None:
-    table = parse_table({"name": "t", "columns": [{"name": "x", "type": type_name}]})
-    records = [RawRecord(payload={"x": value}) for value in (*VALUES[type_name], None)]
-    decoded = decode_records(table, records)
-    assert not decoded.rejected
-    rows = pa.Table.from_batches([decoded.batch])
+    table = table_of(type_name)
+    rows = decoded(table, [*VALUES[type_name], None], "records")
 
     lake.register("rows", rows)
-    lake.execute(f"CREATE OR REPLACE TABLE lake.t (x {table.columns[0].type})")
+    lake.execute(f"CREATE OR REPLACE TABLE lake.t (x {table.columns[1].type})")
     lake.execute("INSERT INTO lake.t SELECT x FROM rows")
 
     different = lake.execute(
         f"SELECT (SELECT count(*) FROM lake.t), count(*) FROM lake.t AS a JOIN rows AS b "
-        f"ON a.x IS NOT DISTINCT FROM b.x::{table.columns[0].type}"
+        f"ON a.x IS NOT DISTINCT FROM b.x::{table.columns[1].type}"
     ).fetchone()
     assert different == (3, 3)
     (found,) = lake.execute("SELECT DISTINCT typeof(x) FROM lake.t").fetchone() or (None,)
     assert found is not None
     if type_name in SCALARS:
         assert found == type_name
+
+
+@pytest.mark.parametrize("body_format", BulkFormat)
+@pytest.mark.parametrize("type_name", VALUES)
+def test_every_format_says_the_same(type_name: str, body_format: BulkFormat) -> None:
+    table = table_of(type_name)
+    values = [*VALUES[type_name], None]
+
+    rows = decoded(table, values, body_format)
+
+    assert rows.column("x") == decoded(table, values, "records").column("x")
+
+
+def decoded(table: TableDef, values: list[Any], body_format: str) -> pa.Table:
+    """The values as rows, by way of a body."""
+    if body_format == "records":
+        found = decode_records(table, [RawRecord(payload={"x": value}) for value in values])
+    else:
+        body = BODIES[BulkFormat(body_format)](table, values)
+        found = decode_bulk(table, BulkFormat(body_format), body, Op.INSERT, max_bytes=10**6)
+    assert not found.rejected
+    return pa.Table.from_batches(found.batches)
+
+
+def _ndjson(table: TableDef, values: list[Any]) -> bytes:
+    return b"".join(json.dumps({"x": value}).encode() + b"\n" for value in values)
+
+
+def _csv(table: TableDef, values: list[Any]) -> bytes:
+    as_text = table.columns[1].kind.scalar
+    cells = [v if as_text and isinstance(v, str) else json.dumps(v) for v in values]
+    quoted = ['"' + cell.replace('"', '""') + '"' for cell in cells]
+    lines = [f",{'' if v is None else q}" for v, q in zip(values, quoted, strict=True)]
+    return "\n".join(["n,x", *lines]).encode()
+
+
+def _arrow(table: TableDef, values: list[Any]) -> bytes:
+    rows = decoded(table, values, "records")
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, rows.schema) as out:
+        out.write_table(rows)
+    return sink.getvalue()
+
+
+def _parquet(table: TableDef, values: list[Any]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(decoded(table, values, "records"), sink)
+    return sink.getvalue()
+
+
+BODIES: dict[BulkFormat, Callable[[TableDef, list[Any]], bytes]] = {
+    BulkFormat.NDJSON: _ndjson,
+    BulkFormat.CSV: _csv,
+    BulkFormat.ARROW: _arrow,
+    BulkFormat.PARQUET: _parquet,
+}
+
+
+@pytest.mark.parametrize("type_name", sorted(set(SCALARS) - {"JSON"}))
+def test_parquet_of_duckdb_itself_is_taken(
+    lake: duckdb.DuckDBPyConnection, type_name: str, tmp_path: Path
+) -> None:
+    table = table_of(type_name)
+    lake.register("sent", decoded(table, VALUES[type_name], "records"))
+    file = tmp_path / "x.parquet"
+    lake.execute(f"COPY (SELECT n, x::{type_name} AS x FROM sent) TO '{file}'")
+
+    found = decode_bulk(table, BulkFormat.PARQUET, file.read_bytes(), Op.INSERT, max_bytes=10**6)
+
+    assert not found.rejected
+    assert pa.Table.from_batches(found.batches) == decoded(table, VALUES[type_name], "records")

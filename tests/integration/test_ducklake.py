@@ -8,14 +8,28 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import asyncpg
+import duckdb
 import pytest
 
 from duckmesh_runtime.adapters.ducklake import open_writer
 from duckmesh_runtime.errors import Unavailable
-from duckmesh_runtime.ports import CommitOutcome, TableRows
-from tests.lakes import EVENTS, LakeView, elected_writer, eventually, rows_of, writer_pool
+from duckmesh_runtime.ports import CommitOutcome, TableFile, TableRows
+from tests.failpoints import Failpoint
+from tests.lakes import (
+    EVENTS,
+    KEYED,
+    LakeView,
+    changes_of,
+    elected_writer,
+    eventually,
+    rows_of,
+    stage,
+    writer_pool,
+)
 from tests.services import Lake
 
 
@@ -32,7 +46,7 @@ async def test_a_commit_without_effect_is_not_done_when_a_successor_has_come_les
         await pool.execute("SELECT duckmesh.take_over($1, 'w')", lake.name)
         await pool.execute("SELECT duckmesh.advance($1, 2, 1, 7)", lake.name)
 
-        result = await writer.commit_rows(1, 10, events())
+        result = await writer.commit(1, 10, events())
 
     assert result.outcome is CommitOutcome.FENCED
     assert await LakeView(lake).token() == 7
@@ -46,7 +60,7 @@ async def test_the_same_writer_goes_on_after_its_connections_were_ended(lake: La
             f"dm:{lake.name}:w:",
         )
 
-        outcomes = [(await writer.commit_rows(1, 2, events(5))).outcome for _ in range(3)]
+        outcomes = [(await writer.commit(1, 2, events(5))).outcome for _ in range(3)]
 
     assert outcomes.count(CommitOutcome.DONE) == 1
     assert LakeView(lake).ids() == [5]
@@ -105,7 +119,7 @@ async def test_rows_with_any_text_land_as_they_are(lake: Lake) -> None:
     async with elected_writer(lake) as writer:
         await writer.create_table(0, 1, EVENTS)
 
-        result = await writer.commit_rows(1, 7, [TableRows(table="events", rows=rows)])
+        result = await writer.commit(1, 7, [TableRows(table="events", rows=rows)])
 
     assert result.outcome is CommitOutcome.DONE
     assert LakeView(lake).query("SELECT text FROM events ORDER BY id") == [
@@ -148,14 +162,55 @@ async def test_a_catalog_that_does_not_tell_the_newest_snapshot_is_not_the_rows_
         try:
             async with other.transaction():
                 await other.execute(f'LOCK TABLE "{lake.name}".ducklake_snapshot')
-                committing = asyncio.create_task(writer.commit_rows(1, 2, events(5)))
+                committing = asyncio.create_task(writer.commit(1, 2, events(5)))
                 await eventually(blocked)
                 await other.execute(f"SELECT pg_cancel_backend(pid) FROM ({waits}) AS w")
                 refused = await committing
         finally:
             await other.close()
-        again = await writer.commit_rows(1, 2, events(5))
+        again = await writer.commit(1, 2, events(5))
 
     assert refused.outcome is CommitOutcome.REREAD
     assert again.outcome is CommitOutcome.DONE
     assert view.ids() == [5]
+
+
+async def test_too_much_at_once_is_not_the_rows_fault(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise duckdb.OutOfMemoryException("failed to allocate")
+
+    Failpoint("INSERT INTO lake.main", "before", full).plant(monkeypatch)
+    async with elected_writer(lake) as writer:
+        await writer.create_table(0, 1, EVENTS)
+
+        outcomes = [(await writer.commit(1, 2, events(5))).outcome for _ in range(2)]
+
+    assert outcomes == [CommitOutcome.REREAD, CommitOutcome.DONE]
+    assert LakeView(lake).ids() == [5]
+
+
+@pytest.mark.parametrize("store", ["file", "s3"])
+async def test_upserts_and_files_land_in_either_store(
+    make_lake: Callable[..., Awaitable[Lake]], store: str
+) -> None:
+    lake = await make_lake(store=store)
+    async with elected_writer(lake) as writer:
+        await writer.create_table(0, 1, EVENTS)
+        await writer.create_table(1, 2, KEYED)
+        file = TableFile(table="events", file=await stage(lake, rows_of([1, 2])))
+        upsert = TableRows(table="keyed", rows=changes_of({"id": 1, "value": "a"}, {"id": 2}))
+        change = TableRows(table="keyed", rows=changes_of({"id": 1, "value": "b"}, (2,)))
+        gone = replace(file, file=replace(file.file, path="main/events/staged-9.parquet"))
+
+        results = [
+            await writer.commit(2, 6, [file, upsert]),
+            await writer.commit(6, 8, [change]),
+            await writer.commit(8, 10, [gone]),
+        ]
+
+    outcomes = [CommitOutcome.DONE, CommitOutcome.DONE, CommitOutcome.REJECTED]
+    assert [result.outcome for result in results] == outcomes
+    assert LakeView(lake).ids() == [1, 2]
+    assert LakeView(lake).query("SELECT * FROM keyed") == [(1, "b")]

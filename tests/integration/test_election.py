@@ -12,6 +12,7 @@ import pytest
 
 from duckmesh_runtime.adapters import election as adapter
 from duckmesh_runtime.adapters.election import PostgresElection
+from duckmesh_runtime.errors import Unavailable
 from tests.lakes import LakeView, eventually, writer_pool
 from tests.services import Lake
 
@@ -122,6 +123,67 @@ async def test_a_followed_holder_learns_it_at_its_next_beat(
         await LakeView(lake).fetch("SELECT duckmesh.take_over($1, 'w')", lake.name)
 
         await asyncio.wait_for(first.lost.wait(), SOON_S)
+
+
+@asynccontextmanager
+async def earlier_release(lake: Lake) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the writer that says no protocol, to a lake as the release before made it."""
+    await LakeView(lake).fetch("UPDATE duckmesh.lease SET protocol = 1 WHERE lake = $1", lake.name)
+    connection = await asyncpg.connect((lake.writer_dir / "dsn").read_text().strip())
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def test_an_earlier_release_commits_until_one_of_this_release_is_there(lake: Lake) -> None:
+    query, advance = "SELECT duckmesh.take_over($1, 'w')", "SELECT duckmesh.advance($1, $2, $3, $4)"
+    async with earlier_release(lake) as earlier, candidate(lake, "new") as new:
+        epoch = await earlier.fetchval(query, lake.name)
+        await earlier.execute(advance, lake.name, epoch, 0, 1)
+
+        await new.require_protocol()
+
+        with pytest.raises(asyncpg.PostgresError, match="DUCKMESH_FENCED"):
+            await earlier.execute(advance, lake.name, epoch, 1, 2)
+        with pytest.raises(asyncpg.PostgresError, match="needs protocol 3, not 1"):
+            await earlier.fetchval(query, lake.name)
+        term = await asyncio.wait_for(new.campaign(), SOON_S)
+        await new.require_protocol()
+        assert await LakeView(lake).epoch() == term.epoch == epoch + 2
+
+
+async def test_a_new_lake_speaks_the_protocol_of_its_release(lake: Lake) -> None:
+    async with candidate(lake, "one") as one:
+        assert not await one.speaks_more()
+        await one.require_protocol()
+        assert await LakeView(lake).epoch() == 0
+    async with earlier_release(lake), candidate(lake, "new") as new:
+        assert await new.speaks_more()
+
+
+async def test_raising_the_protocol_ends_a_holder_that_hangs_in_a_commit(lake: Lake) -> None:
+    async with earlier_release(lake) as earlier, candidate(lake, "new") as new:
+        await earlier.execute(f"SET application_name = 'dm:{lake.name}:w:0'")
+        await earlier.execute("BEGIN")
+        await earlier.execute("SELECT duckmesh.advance($1, 0, 0, 1)", lake.name)
+
+        await new.require_protocol()
+
+        assert await LakeView(lake).epoch() == 1
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await earlier.execute("COMMIT")
+
+
+async def test_raising_the_protocol_waits_for_a_running_commit(lake: Lake) -> None:
+    async with earlier_release(lake) as earlier, candidate(lake, "new") as new:
+        async with earlier.transaction():
+            await earlier.execute("SELECT duckmesh.advance($1, 0, 0, 1)", lake.name)
+            with pytest.raises(Unavailable):
+                await new.require_protocol()
+        await new.require_protocol()
+
+        assert await LakeView(lake).epoch() == 1
 
 
 async def test_a_take_over_from_an_older_epoch_takes_nothing(lake: Lake) -> None:

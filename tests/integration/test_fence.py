@@ -17,7 +17,7 @@ from duckmesh_runtime.domain import lakesql
 from duckmesh_runtime.errors import Corrupt
 from duckmesh_runtime.ports import TableRows
 from duckmesh_runtime.settings import read_secret
-from tests.lakes import EVENTS, LakeView, elected_writer, rows_of, writer_pool
+from tests.lakes import EVENTS, LakeView, elected_writer, force_inlining, rows_of, writer_pool
 from tests.services import Lake
 
 INSERT = "INSERT INTO lake.events (id) VALUES (99)"
@@ -102,7 +102,15 @@ FORBIDDEN_SQL = [
     "SELECT duckmesh.check_lease('{lake}', 'w', 1)",
     "SELECT duckmesh.advance('{lake}', 0, 5, 6)",
     "SELECT duckmesh.advance('{other}', 1, 0, 1)",
-    "SELECT duckmesh.set_aside('{other}', 1, 0, 1, 'x')",
+    "SELECT duckmesh.set_aside('{other}', 1, 0, 1, NULL, 'x')",
+    "SELECT duckmesh.set_aside_change('{other}', 1, 0, 1, 'x')",
+    "SELECT duckmesh.expire_keys('{other}', 0, 0, 0)",
+    "SELECT duckmesh.report_tables('{other}', '', true, '')",
+    "SELECT duckmesh.open_generation('{lake}_bus', false, 9)",
+    "SELECT duckmesh.upgrade_bus('{lake}_bus')",
+    "SELECT duckmesh.install_append('{other}_bus')",
+    "SELECT * FROM duckmesh.declared_tables",
+    "SELECT {other}_bus.known_keys('{{}}', '{{}}')",
     "ALTER TABLE {lake}.ducklake_snapshot DISABLE TRIGGER ALL",
     "DROP TRIGGER dm_10_fence ON {lake}.ducklake_snapshot",
     "SET session_replication_role = replica",
@@ -117,6 +125,9 @@ FORBIDDEN_SQL = [
     "INSERT INTO {lake}.ducklake_snapshot VALUES (999, now(), 1, 1, 1)",
     "SELECT * FROM {other}.ducklake_snapshot",
     "SELECT * FROM {other}_bus.head",
+    "INSERT INTO {other}_bus.pin (snapshot_id, name) VALUES (0, '')",
+    "SELECT duckmesh.install_pins('{lake}', '{lake}_w', '{lake}_m')",
+    "TRUNCATE {lake}_bus.pin",
     "SET ROLE duckmesh_admin",
 ]
 
@@ -129,9 +140,7 @@ async def fenced(lake: Lake) -> Lake:
         await writer.create_table(0, 1, EVENTS)
         for number in (1, 2):
             ids = range(number * 10, number * 10 + 10)
-            await writer.commit_rows(
-                number, number + 1, [TableRows(table="events", rows=rows_of(ids))]
-            )
+            await writer.commit(number, number + 1, [TableRows(table="events", rows=rows_of(ids))])
     with _attached(lake, Attempt("", **MAINTENANCE)) as connection:
         _change(connection, Attempt(MERGE, CHORE))
         connection.execute(EXPIRE)
@@ -248,10 +257,23 @@ async def test_a_writer_s_own_sql_reaches_nothing_else(
     [
         "take_over('{lake}', 'w')",
         "advance('{lake}', 99, 0, 0)",
-        "set_aside('{lake}', 99, 0, 0, '')",
+        "set_aside('{lake}', 99, 0, 0, NULL, '')",
+        "set_aside_change('{lake}', 99, 0, 0, '')",
         "beat('{lake}', 'w', 1, 'me', '', interval '1 minute')",
+        "expire_keys('{lake}', 0, 0, 0)",
+        "report_tables('{lake}', '', true, '')",
+        "require_protocol('{lake}', 9)",
     ],
-    ids=["take_over", "advance", "set_aside", "beat"],
+    ids=[
+        "take_over",
+        "advance",
+        "set_aside",
+        "set_aside_change",
+        "beat",
+        "expire_keys",
+        "report_tables",
+        "require_protocol",
+    ],
 )
 async def test_another_s_lake_answers_as_one_that_is_not_there(
     fenced: Lake, make_lake: Callable[..., object], call: str
@@ -290,7 +312,7 @@ async def test_what_each_role_may_do_is_done(fenced: Lake) -> None:
 )
 async def test_an_inlined_change_is_refused_by_the_trigger(fenced: Lake, statement: str) -> None:
     """The one way DuckLake is known to lose rows; forced here behind the fence's back."""
-    await _force_inlining(fenced)
+    await force_inlining(fenced)
     before = await _state(fenced)
 
     with _attached(fenced, Attempt("")) as connection, pytest.raises(duckdb.Error, match="inlined"):
@@ -300,22 +322,10 @@ async def test_an_inlined_change_is_refused_by_the_trigger(fenced: Lake, stateme
 
 
 async def test_a_lake_that_may_inline_gets_no_writer(fenced: Lake) -> None:
-    await _force_inlining(fenced)
+    await force_inlining(fenced)
 
     with pytest.raises(Corrupt, match="data_inlining_row_limit"):
         await _open(fenced)
-
-
-async def _force_inlining(lake: Lake) -> None:
-    connection = await asyncpg.connect(lake.catalog_dsn)
-    try:
-        await connection.execute(
-            "SET session_replication_role = replica;"
-            f"UPDATE {lake.name}.ducklake_metadata SET value = '10' WHERE key = 'data_inlining_row_limit';"
-            f"GRANT CREATE ON SCHEMA {lake.name} TO {lake.name}_w"
-        )
-    finally:
-        await connection.close()
 
 
 @pytest.mark.parametrize(
@@ -324,8 +334,9 @@ async def _force_inlining(lake: Lake) -> None:
         "DROP TRIGGER dm_23_commit ON {lake}.ducklake_snapshot_changes",
         "ALTER TABLE {lake}.ducklake_snapshot DISABLE TRIGGER dm_10_fence",
         "ALTER TABLE {lake}.ducklake_metadata ENABLE REPLICA TRIGGER dm_41_option",
+        "DROP TRIGGER dm_14_clock ON {lake}.ducklake_snapshot",
     ],
-    ids=["dropped", "disabled", "replica only"],
+    ids=["dropped", "disabled", "replica only", "clock of snapshots"],
 )
 async def test_a_lake_without_its_triggers_gets_no_writer_until_migrated(
     fenced: Lake, damage: str

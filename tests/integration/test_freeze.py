@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,6 +24,7 @@ from duckmesh_runtime.ports import FrozenCatalog
 from duckmesh_runtime.web.proxy import ReadProxy
 from tests.direct import Writer, attached_file, lake_writer, take_over
 from tests.direct import attach as attach_role
+from tests.sandboxes import eventually
 from tests.services import Lake
 
 CHANGES = [
@@ -49,15 +51,21 @@ CHANGES = [
 
 
 class Reading:
-    """The read side of one lake."""
+    """The read side of one lake; `prepared` are the catalogs that a query process was asked to attach ahead."""
 
     def __init__(
-        self, lake: Lake, writer: Writer, freezer: PostgresFreezer, proxy: ReadProxy
+        self,
+        lake: Lake,
+        writer: Writer,
+        freezer: PostgresFreezer,
+        proxy: ReadProxy,
+        prepared: list[FrozenCatalog],
     ) -> None:
         self.lake = lake
         self.writer = writer
         self.freezer = freezer
         self.proxy = proxy
+        self.prepared = prepared
 
     async def frozen_rows(self, catalog: FrozenCatalog, sql: str) -> list[tuple[object, ...]]:
         def read() -> list[tuple[object, ...]]:
@@ -85,6 +93,14 @@ async def start(make_lake: Callable[..., Awaitable[Lake]], tmp_path: Path) -> As
             stack.push_async_callback(proxy.close)
             folder = tmp_path / "catalogs"
             folder.mkdir(exist_ok=True)
+            prepared: list[FrozenCatalog] = []
+
+            async def prepare(catalog: FrozenCatalog) -> bool:
+                await asyncio.sleep(0.01)  # others take and release catalogs
+                assert Path(catalog.path).exists()
+                prepared.append(catalog)
+                return True
+
             freezer = PostgresFreezer(
                 pool,
                 lake.name,
@@ -92,9 +108,10 @@ async def start(make_lake: Callable[..., Awaitable[Lake]], tmp_path: Path) -> As
                 data_url=proxy.data_url,
                 allow=proxy.allow,
                 forget=proxy.release,
+                prepare=prepare,
             )
             stack.push_async_callback(freezer.close)
-            return Reading(lake, writer, freezer, proxy)
+            return Reading(lake, writer, freezer, proxy, prepared)
 
         yield make
 
@@ -172,6 +189,57 @@ async def test_an_unchanged_lake_is_not_frozen_again(start: Start) -> None:
 
     assert second.path == first.path
     assert second.frozen_at > first.frozen_at
+
+
+async def test_a_start_has_a_catalog_before_the_first_query(start: Start) -> None:
+    reading = await start("file")
+
+    async with reading.freezer.ahead():
+        await eventually(lambda: reading.prepared)
+        first = await reading.freezer.freeze()
+
+    assert first.path == reading.prepared[0].path
+
+
+async def test_frozen_ahead_is_never_older_than_promised_and_attached_before_it_is_given_out(
+    start: Start, tmp_path: Path
+) -> None:
+    reading = await start("file")
+    reading.writer.commit("CREATE TABLE lake.t (id BIGINT)")
+    committed: list[tuple[float, int]] = []
+
+    async def commits() -> None:
+        for number in range(12):
+            token = await asyncio.to_thread(
+                reading.writer.commit, f"INSERT INTO lake.t VALUES ({number})"
+            )
+            committed.append((time.monotonic(), token))
+            if number % 3 == 0:
+                catalog = await reading.freezer.freeze(token)
+                assert catalog.token >= token
+                reading.freezer.release(catalog)
+
+    async with reading.freezer.ahead():
+        await eventually(lambda: reading.prepared)
+        writing = asyncio.create_task(commits())
+        given: dict[str, FrozenCatalog] = {}
+        while not writing.done():
+            asked = time.monotonic()
+            catalog = await reading.freezer.freeze()
+            due = max((token for at, token in committed if at <= asked - 0.1), default=0)
+            assert catalog.token >= due
+            given[catalog.path] = catalog
+            await asyncio.sleep(0.002)
+            reading.freezer.release(catalog)
+        await writing
+        newest = await reading.freezer.freeze(reading.writer.token)
+        rows = await reading.frozen_rows(newest, "SELECT count(*) FROM lake.t")
+        reading.freezer.release(newest)
+
+    assert rows == [(12,)]
+    ahead = {catalog.path for catalog in reading.prepared}
+    assert ahead & given.keys() - {reading.prepared[0].path}
+    assert [*(tmp_path / "catalogs").iterdir()] == [Path(newest.path)]
 
 
 async def test_a_held_catalog_stays_and_a_released_one_goes(start: Start) -> None:
@@ -261,10 +329,55 @@ async def test_a_catalog_database_that_is_gone_is_told_as_such(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", database
     )
 
-    with pytest.raises(Unavailable) as caught:
-        await reading.freezer.freeze(99)
+    async with reading.freezer.ahead():
+        with pytest.raises(Unavailable) as caught:
+            await reading.freezer.freeze(99)
 
     assert caught.value.code == "CATALOG_UNAVAILABLE"
     await admin.execute(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS true')
     await admin.close()
     assert (await reading.freezer.freeze(99)).token == 0
+
+
+async def test_a_catalog_stays_while_it_is_made_and_others_are_released(start: Start) -> None:
+    reading = await start("file")
+    freezer, writer = reading.freezer, reading.writer
+    writer.commit("CREATE TABLE lake.t (id BIGINT)")
+    old = await freezer.freeze(writer.token)
+    made: list[FrozenCatalog] = []
+
+    async def make() -> None:
+        writer.commit("INSERT INTO lake.t VALUES (1)")
+        made.append(await freezer.freeze(writer.token))
+        made.append(await freezer.freeze(at=old.snapshot_id))
+        made.append(await freezer.freeze(at=old.snapshot_id))  # that is there
+
+    making = asyncio.create_task(make())
+    while not making.done():
+        freezer.release(old)
+        freezer._hold(old)
+        await asyncio.sleep(0)
+    await making
+
+    assert [Path(catalog.path).exists() for catalog in made] == [True] * 3
+
+
+async def test_an_id_that_comes_again_after_a_restore_is_another_snapshot(start: Start) -> None:
+    reading = await start("file")
+    reading.writer.commit("CREATE TABLE lake.t (id BIGINT)")
+    newest = await reading.freezer.freeze(reading.writer.token)
+    past = await reading.freezer.freeze(at=newest.snapshot_id)
+    admin = await asyncpg.connect(reading.lake.catalog_dsn)
+    async with admin.transaction():
+        await admin.execute("SET LOCAL session_replication_role = replica")
+        lake = reading.lake.name
+        await admin.execute(f"UPDATE {lake}.ducklake_snapshot SET snapshot_time = now()")
+        await admin.execute(f"UPDATE {lake}.ducklake_table SET table_name = 'u'")
+    await admin.close()
+    await asyncio.sleep(0.1)  # as long as what was seen is given out
+
+    again = [await reading.freezer.freeze(), await reading.freezer.freeze(at=newest.snapshot_id)]
+
+    assert [c.snapshot_id for c in again] == [newest.snapshot_id, past.snapshot_id]
+    for catalog in again:
+        assert await reading.frozen_rows(catalog, "SELECT count(*) FROM lake.u") == [(0,)]

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import duckdb
 import pytest
@@ -28,7 +29,10 @@ from duckmesh_runtime.settings import StoreSettings
 from duckmesh_runtime.web.proxy import ReadProxy
 from tests.hostile import ATTACKS, Attack
 
-SECRET = "canary-of-the-test"
+CANARIES = {
+    kind: f"canary-of-{kind}-4711" for kind in ("env", "dsn", "row", "file", "token", "settings")
+}
+"""One secret for each place where a tenant may look for it."""
 ROWS = 1_000
 MEMORY = 512 * 2**20
 
@@ -39,6 +43,7 @@ class House:
 
     folder: Path
     proxy: ReadProxy
+    neighbour: int
     port: int = 0
     knocks: int = 0
     files: dict[str, int] = field(default_factory=dict)
@@ -57,10 +62,16 @@ class House:
             "file": self.folder / "secret",
             "folder": self.folder,
             "link": self.catalogs / "link",
+            "dsn": self.folder / "reader" / "dsn",
+            "token": self.folder / "serviceaccount" / "token",
+            "settings": self.folder / "auth" / "keys.json",
+            "other": self.folder / "data" / "other.parquet",
+            "others": self.folder / "others.db",
+            "authority": urlsplit(self.proxy.data_url).netloc,
             "catalogs": self.catalogs,
             "proxy": self.proxy.data_url,
             "port": self.port,
-            "parent": os.getpid(),
+            "parent": self.neighbour,
         }.items():
             sql = sql.replace("{" + name + "}", str(value))
         return sql
@@ -81,21 +92,34 @@ class House:
 
 @pytest.fixture
 async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
-    monkeypatch.setenv("SECRET", SECRET)
-    (tmp_path / "catalogs").mkdir()
-    (tmp_path / "catalogs-twin").mkdir()
-    (tmp_path / "data").mkdir()
-    for place in ("secret", "data/other", "catalogs-twin/secret"):
-        (tmp_path / place).write_text(SECRET + "\n")
+    secrets = {"SECRET": CANARIES["env"], "DUCKMESH_SECRET": CANARIES["settings"]}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    for folder in ("catalogs", "catalogs-twin", "data", "reader", "serviceaccount", "auth"):
+        (tmp_path / folder).mkdir()
+    for place, kind in {
+        "secret": "file",
+        "data/other": "file",
+        "catalogs-twin/secret": "file",
+        "reader/dsn": "dsn",
+        "serviceaccount/token": "token",
+        "auth/keys.json": "settings",
+    }.items():
+        (tmp_path / place).write_text(CANARIES[kind] + "\n")
     (tmp_path / "catalogs" / "link").symlink_to(tmp_path / "secret")
     proxy = ReadProxy(StoreObjects(StoreSettings(url=f"{(tmp_path / 'data').as_uri()}/")))
     await proxy.start()
-    made = House(tmp_path, proxy)
+    # Variables set here are not in this process's /proc/<pid>/environ.
+    neighbour = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE, env=secrets
+    )
+    made = House(tmp_path, proxy, neighbour.pid)
     async with await asyncio.start_server(made.knock, "127.0.0.1", 0) as forbidden:
         made.port = forbidden.sockets[0].getsockname()[1]
         await asyncio.to_thread(_furnish, made)
         proxy.allow(made.files)
         yield made
+    await neighbour.communicate(b"\n")
     await proxy.close()
 
 
@@ -106,12 +130,18 @@ def _furnish(house: House) -> None:
         f"ATTACH 'ducklake:{house.catalog}' AS lake (DATA_PATH '{data}/', DATA_INLINING_ROW_LIMIT 0)"
     )
     connection.execute(f"CREATE TABLE lake.flights AS SELECT range AS id FROM range({ROWS})")
+    row = f"SELECT '{CANARIES['row']}' AS secret"
+    connection.execute(f"COPY ({row}) TO '{data}/other.parquet'")
+    connection.execute(f"ATTACH '{house.folder / 'others.db'}' AS others")
+    connection.execute(f"CREATE TABLE others.ducklake_table AS {row}")
     connection.close()
     with duckdb.connect(str(house.catalog)) as catalog:
         url = house.proxy.data_url
         catalog.execute("UPDATE ducklake_metadata SET value = ? WHERE key = 'data_path'", [url])
     house.files = {
-        str(path.relative_to(data)): path.stat().st_size for path in data.rglob("*.parquet")
+        str(path.relative_to(data)): path.stat().st_size
+        for path in data.rglob("*.parquet")
+        if path.name != "other.parquet"
     }
 
 
@@ -122,7 +152,8 @@ async def test_the_whole_sandbox_refuses_every_statement_and_serves_on(house: Ho
     async with _sandbox(house) as client:
         for attack in ATTACKS:
             got = await _answer(client, house, house.spell(attack))
-            if got[0] != attack.code or SECRET in got[1] or str(house.folder) in got[1]:
+            told = got[1].partition("\n\nLINE ")[0]  # then follows what the caller wrote
+            if got[0] != attack.code or _leaks(got[1]) or str(house.folder) in told:
                 wrong.append((attack.name, *got))
         count = await _answer(client, house, "SELECT count(*) FROM flights")
 
@@ -132,14 +163,37 @@ async def test_the_whole_sandbox_refuses_every_statement_and_serves_on(house: Ho
     assert house.state() == before
 
 
+async def test_without_any_wall_each_secret_is_seen(house: House) -> None:
+    """That the tests below would notice. The engine reads no file that says it is empty, as those in /proc do."""
+    reading = [attack for attack in ATTACKS if attack.sql.startswith("SELECT * FROM read_")]
+
+    texts = await _bypass(house, ["-m", "tests.bare_slot", "--ungated"], reading)
+
+    assert {kind for text in texts.values() for kind in _leaks(text)} == set(CANARIES) - {"env"}
+    assert house.knocks > 0
+
+
 async def test_without_the_gate_the_engine_lock_keeps_secrets(house: House) -> None:
     before = house.state()
 
     texts = await _bypass(house, ["-m", "duckmesh_runtime.sandbox.slot", "--ungated"])
 
-    assert [name for name, text in texts.items() if SECRET in text] == []
+    assert [(name, _leaks(text)) for name, text in texts.items() if _leaks(text)] == []
     assert house.knocks == 0
     assert _changed(before, house.state()) == []
+
+
+async def test_threads_are_as_the_job_says_whatever_a_statement_set(house: House) -> None:
+    child = await _slot(house, ["-m", "duckmesh_runtime.sandbox.slot", "--ungated"])
+    try:
+        await _ask(child, house, "SET threads = 3")
+        said = await _ask(
+            child, house, "SELECT 'threads ' || current_setting('threads')", threads=1
+        )
+    finally:
+        await _end(child)
+
+    assert "threads 1" in said
 
 
 @pytest.mark.skipif(landlock.version() < 4, reason="this kernel leaves the box to the container")
@@ -148,9 +202,13 @@ async def test_without_gate_and_engine_lock_the_kernel_box_keeps_secrets(house: 
 
     texts = await _bypass(house, ["-m", "tests.open_slot", "--ungated"])
 
-    assert [name for name, text in texts.items() if SECRET in text] == []
+    assert [(name, _leaks(text)) for name, text in texts.items() if _leaks(text)] == []
     assert house.knocks == 0
     assert _changed(before, house.state()) == []
+
+
+def _leaks(text: str) -> list[str]:
+    return [kind for kind, canary in CANARIES.items() if canary in text]
 
 
 def _changed(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
@@ -191,12 +249,14 @@ async def _answer(client: SandboxClient, house: House, sql: str) -> tuple[str, s
     return "OK", str(rows)
 
 
-async def _bypass(house: House, arguments: Sequence[str]) -> dict[str, str]:
+async def _bypass(
+    house: House, arguments: Sequence[str], attacks: Sequence[Attack] = ATTACKS
+) -> dict[str, str]:
     """Every statement in a slot that is asked directly: what it says to each, rows and errors."""
     found = {}
     child: Child | None = None
     try:
-        for attack in ATTACKS:
+        for attack in attacks:
             if child is None:
                 child = await _slot(house, arguments)
             found[attack.name] = await _ask(child, house, house.spell(attack))
@@ -212,7 +272,7 @@ async def _bypass(house: House, arguments: Sequence[str]) -> dict[str, str]:
     return found
 
 
-async def _ask(child: Child, house: House, sql: str) -> str:
+async def _ask(child: Child, house: House, sql: str, *, threads: int = 0) -> str:
     job = wire.Job(
         sql=sql,
         params=[],
@@ -220,18 +280,24 @@ async def _ask(child: Child, house: House, sql: str) -> str:
         data_url=house.proxy.data_url,
         row_limit=100,
         timeout_ms=20_000,
+        threads=threads,
     )
-    child.send(wire.encode_message(Kind.JOB, job))
-    said = ""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        child.begin(wire.encode_message(Kind.JOB, job), theirs)
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    said = b""
     try:
         async with asyncio.timeout(30):
-            while True:
-                kind, body = await child.receive()
-                said += body.decode("latin-1")
-                if kind in (Kind.END, Kind.ERROR):
-                    return said
+            while part := await reader.read(65_536):
+                said += part
+            _, body = await child.receive()
+            said += body
     except OSError:  # it is gone, or silent for too long (TimeoutError is one)
-        return said
+        pass
+    finally:
+        writer.close()
+    return said.decode("latin-1")
 
 
 async def _slot(house: House, arguments: Sequence[str]) -> Child:

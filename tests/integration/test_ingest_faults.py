@@ -21,6 +21,8 @@ from duckmesh_runtime.domain.records import RawRecord
 from duckmesh_runtime.domain.schema import parse_table
 from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.services.ingest import IngestAnswer, IngestService
+from duckmesh_runtime.services.inlet import Inlet
+from duckmesh_runtime.services.tables import TableService
 from duckmesh_runtime.settings import IngestLimits
 from tests.buses import LAKE, eventually, install_bus, write_secret
 from tests.services import create_database
@@ -65,13 +67,13 @@ async def accepting(dsn: str, folder: Path) -> AsyncIterator[Accepting]:
     """A service whose writer connects to this DSN; the bus is already there."""
     pool = await open_pool(write_secret(folder, dsn), application_name="test-ingest")
     bus = PostgresBus(pool, LAKE)
-    service = IngestService(bus, lake=LAKE, limits=IngestLimits(), on_accepted=lambda number: None)
-    await service.start()
-    await service.create_table(TABLE)
+    inlet = Inlet(bus, lake=LAKE, limits=IngestLimits(), on_accepted=lambda number: None)
+    await inlet.start()
+    await TableService(inlet, bus).create(TABLE)
     try:
-        yield Accepting(service=service, bus=bus)
+        yield Accepting(service=IngestService(inlet), bus=bus)
     finally:
-        await service.drain()
+        await inlet.drain()
         pool.terminate()
 
 
@@ -161,7 +163,7 @@ async def _more(now: int, than: int) -> bool:
 
 
 class CommitEater:
-    """A TCP proxy that passes COMMIT on and then loses the connection before the answer comes back."""
+    """A TCP proxy that passes an append on and then loses the connection before the answer comes back."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -182,7 +184,9 @@ class CommitEater:
         down = asyncio.create_task(self._pass_on(answers, back))
         try:
             while data := await client.read(65536):
-                if self.hungry and b"COMMIT;\0" in data:
+                if (
+                    self.hungry and data[:1] == b"B" and b"rows" in data
+                ):  # Bind with an entry's kind
                     self.hungry = False
                     self.eaten += 1
                     down.cancel()
@@ -234,12 +238,24 @@ async def test_the_writer_has_no_more_rights_than_it_needs(
         "w": ["DELETE FROM {bus}.head", "INSERT INTO {bus}.head (last) VALUES (1)",
               "UPDATE {bus}.entry SET payload = ''", "DROP TABLE {bus}.entry",
               "CREATE TABLE {bus}.x ()", "UPDATE {bus}.idempotency SET number = 1",
+              "DELETE FROM {bus}.record_key", "SELECT * FROM {bus}.record_key_0",
+              "DROP TABLE {bus}.record_key_0", "DELETE FROM {bus}.table_version",
+              "INSERT INTO {bus}.key_generation (request, generation) VALUES (false, 9)",
+              "UPDATE {bus}.dead_letter SET error = ''",
+              "INSERT INTO {bus}.dead_letter SELECT * FROM {bus}.dead_letter",
+              "SELECT duckmesh.open_generation('{bus}', false, 9)",
+              "SELECT * FROM duckmesh.declared_tables",
               "SELECT duckmesh.install_bus('lake_x', 'a', 'b', 'c')"],
         "m": ["INSERT INTO {bus}.idempotency (key, content, number) VALUES ('', '', 1)",
               "DELETE FROM {bus}.entry", "UPDATE {bus}.head SET last = 1",
-              "SELECT * FROM {bus}.table_def"],
+              "SELECT * FROM {bus}.table_def", "SELECT * FROM {bus}.dead_letter",
+              "SELECT * FROM {bus}.record_key", "SELECT {bus}.known_keys('{}', '{}')",
+              "SELECT duckmesh.expire_keys('lake_test', 0, 0, 0)"],
         "r": ["SELECT * FROM {bus}.entry", "SELECT * FROM {bus}.idempotency",
-              "SELECT * FROM {bus}.table_def", "SELECT * FROM {bus}.head FOR UPDATE"],
+              "SELECT * FROM {bus}.table_def", "SELECT * FROM {bus}.head FOR UPDATE",
+              "SELECT * FROM {bus}.dead_letter", "SELECT * FROM {bus}.table_version",
+              "SELECT duckmesh.set_aside_change('lake_test', 1, 0, 1, '')",
+              "SELECT duckmesh.report_tables('lake_test', '', true, '')"],
     }  # fmt: skip
     for role, statements in refused.items():
         pool = await open_pool(write_secret(tmp_path, dsn, role), application_name="test-rights")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.settings import StoreSettings
+from duckmesh_runtime.web import proxy as proxy_module
 from duckmesh_runtime.web.proxy import ReadProxy
 
 FILE = "main/t/data.parquet"
@@ -26,21 +29,40 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
+class CountingStore(StoreObjects):
+    """Says how often it was read."""
+
+    reads = 0
+
+    async def read(self, path: str, start: int, length: int) -> bytes:
+        self.reads += 1
+        return await super().read(path, start, length)
+
+
 @pytest.fixture
-async def proxy(folder: Path) -> AsyncIterator[ReadProxy]:
-    made = ReadProxy(StoreObjects(StoreSettings(url=f"{folder.as_uri()}/")))
+def store(folder: Path) -> CountingStore:
+    return CountingStore(StoreSettings(url=f"{folder.as_uri()}/"))
+
+
+@pytest.fixture
+async def proxy(store: CountingStore) -> AsyncIterator[ReadProxy]:
+    made = ReadProxy(store)
     await made.start()
     made.allow({FILE: len(CONTENT)})
     yield made
     await made.close()
 
 
+async def connect(proxy: ReadProxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    port = int(proxy.data_url.split(":")[2].split("/")[0])
+    return await asyncio.open_connection("127.0.0.1", port)
+
+
 async def ask(
     proxy: ReadProxy, target: str, method: str = "GET", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """One raw request: no client library tidies the path."""
-    port = int(proxy.data_url.split(":")[2].split("/")[0])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await connect(proxy)
     lines = [f"{method} {target} HTTP/1.1", "Host: x", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
@@ -124,3 +146,147 @@ async def test_a_lost_file_and_a_short_file_are_told_apart_from_a_foreign_one(
     (folder / FILE).unlink()
 
     assert (await ask(proxy, f"/lake/{FILE}", Range="bytes=0-9"))[0] == 410
+
+
+async def test_a_connection_serves_many_requests_even_those_sent_ahead(proxy: ReadProxy) -> None:
+    reader, writer = await connect(proxy)
+    writer.write(
+        f"GET /lake/{FILE} HTTP/1.1\r\nRANGE:bytes=0-1\r\n\r\nGET /lake/no HTTP/1.1\r\n\r\n"
+        f"HEAD /lake/{FILE} HTTP/1.1\r\n\r\nGET /lake/{FILE} HTTP/1.0\r\n\r\n".encode()
+    )
+
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"206", b"404", b"200", b"200"]
+    assert answer.endswith(CONTENT)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        f"POST /lake/{FILE} HTTP/1.1\r\nContent-Length: 30\r\n\r\nGET /lake/{FILE} HTTP/1.1\r\n\r\n",
+        f"GET /lake/{FILE} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        f"GET  /lake/{FILE} HTTP/1.1\r\n\r\n",
+        f"GET /lake/{FILE} HTTP/2\r\n\r\n",
+        f"GET /lake/{FILE}\r\n\r\n",
+        f"GET /lake/{FILE} HTTP/1.1\r\nno colon\r\n\r\n",
+        "\r\n\r\n",
+    ],
+)
+async def test_what_is_no_plain_request_ends_the_connection(proxy: ReadProxy, sent: str) -> None:
+    reader, writer = await connect(proxy)
+    writer.write(sent.encode())
+
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_a_head_without_end_is_not_kept(proxy: ReadProxy) -> None:
+    reader, writer = await connect(proxy)
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"GET /lake/ HTTP/1.1\r\n" + b"x: y\r\n" * 20_000)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_a_small_file_is_fetched_once(proxy: ReadProxy, store: CountingStore) -> None:
+    for span in ("bytes=10000-", "bytes=0-99", "bytes=100-9999"):
+        assert (await ask(proxy, f"/lake/{FILE}", Range=span))[0] == 206
+    assert store.reads == 1
+
+    proxy.release({FILE: len(CONTENT)})
+    assert (await ask(proxy, f"/lake/{FILE}"))[0] == 404
+    proxy.allow({FILE: len(CONTENT)})
+
+    assert (await ask(proxy, f"/lake/{FILE}"))[2] == CONTENT
+    assert store.reads == 2
+
+
+async def test_small_files_are_kept_up_to_a_bound(
+    proxy: ReadProxy, folder: Path, store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_module, "_KEPT_BYTES", 2 * len(CONTENT))
+    names = [f"main/t/{number}.parquet" for number in range(3)]
+    for name in names:
+        (folder / name).write_bytes(CONTENT)
+    proxy.allow({name: len(CONTENT) for name in names})
+
+    for name in (*names, names[2], names[1], names[0]):
+        assert (await ask(proxy, f"/lake/{name}"))[2] == CONTENT
+
+    assert store.reads == 4
+
+
+async def test_a_large_file_comes_in_parts(
+    proxy: ReadProxy, folder: Path, store: CountingStore
+) -> None:
+    large = bytes(range(256)) * 40_000  # 10 MB
+    (folder / "large.parquet").write_bytes(large)
+    proxy.allow({"large.parquet": len(large)})
+
+    assert (await ask(proxy, "/lake/large.parquet"))[2] == large
+    assert (await ask(proxy, "/lake/large.parquet", Range="bytes=9-5000008"))[2] == large[9:5000009]
+    assert store.reads == 3 + 2
+
+
+async def test_a_file_that_ends_in_the_middle_breaks_the_answer_off(
+    proxy: ReadProxy, folder: Path
+) -> None:
+    (folder / "large.parquet").write_bytes(bytes(6 * 2**20))
+    proxy.allow({"large.parquet": 10 * 2**20})
+
+    with contextlib.suppress(ConnectionError):
+        _, headers, body = await ask(proxy, "/lake/large.parquet")
+        assert len(body) < int(headers["content-length"])
+
+
+async def test_who_takes_nothing_does_not_keep_others_from_their_files(
+    proxy: ReadProxy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_module, "_STALLED_S", 0.2)
+    (folder / "large.parquet").write_bytes(bytes(50 * 2**20))
+    proxy.allow({"large.parquet": 50 * 2**20})
+    stalled = [await connect(proxy) for _ in range(proxy_module._CHUNKS)]
+    for _, writer in stalled:
+        writer.write(b"GET /lake/large.parquet HTTP/1.1\r\n\r\n")
+
+    assert (await ask(proxy, f"/lake/{FILE}"))[2] == CONTENT
+    for _, writer in stalled:
+        writer.close()
+
+
+async def test_no_more_connections_than_slots_need(
+    proxy: ReadProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy_module, "_CONNECTIONS", 2)
+    first, second = await connect(proxy), await connect(proxy)
+    third, writer = await connect(proxy)
+    assert await asyncio.wait_for(third.read(), 10) == b""
+    writer.close()
+
+    for _, open_writer in (first, second):
+        open_writer.close()
+        await open_writer.wait_closed()
+    async with asyncio.timeout(10):
+        while proxy._connections:
+            await asyncio.sleep(0)
+    assert (await ask(proxy, f"/lake/{FILE}"))[0] == 200
+
+
+async def test_closing_breaks_off_what_is_being_sent(proxy: ReadProxy, folder: Path) -> None:
+    (folder / "large.parquet").write_bytes(bytes(50 * 2**20))
+    proxy.allow({"large.parquet": 50 * 2**20})
+    reader, writer = await connect(proxy)
+    writer.write(b"GET /lake/large.parquet HTTP/1.1\r\n\r\n")
+    await reader.readexactly(2**20)
+
+    async with asyncio.timeout(10):
+        await proxy.close()
+        await proxy.close()
+
+    assert not proxy._connections
+    writer.close()

@@ -4,65 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import obstore
 import pytest
 
 from duckmesh_runtime.adapters import objects
-from duckmesh_runtime.adapters.freeze import PostgresFreezer
 from duckmesh_runtime.adapters.objects import StoreObjects
-from duckmesh_runtime.adapters.postgres import open_pool
-from duckmesh_runtime.adapters.progress import PostgresProgress
-from duckmesh_runtime.adapters.sandbox_client import SandboxClient
 from duckmesh_runtime.dev.s3 import S3Server
 from duckmesh_runtime.errors import Corrupt, Unavailable
-from duckmesh_runtime.sandbox.supervisor import serve
-from duckmesh_runtime.services.barrier import Barrier
-from duckmesh_runtime.services.query import QueryAnswer, QueryRequest, QueryService
 from duckmesh_runtime.settings import QueryLimits, StoreSettings
-from duckmesh_runtime.web.proxy import ReadProxy
-from tests.direct import Writer, lake_writer
-from tests.lakes import eventually
+from tests.read_path import ReadPath, read_path
 from tests.services import Lake
 
 LIMITS = QueryLimits(concurrency=2, timeout_ms=30_000, memory_bytes=512 * 2**20)
-
-
-@dataclass
-class ReadPath:
-    """A lake, who writes it, and who reads it."""
-
-    lake: Lake
-    writer: Writer
-    service: QueryService
-    catalogs: Path
-
-    async def start(self, sql: str, *params: object, min_number: int | None = None) -> QueryAnswer:
-        return await self.service.run(
-            QueryRequest(
-                sql=sql,
-                params=params,
-                min_number=min_number,
-                consistency_timeout_ms=30_000,
-                row_limit=100_000,
-                timeout_ms=30_000,
-            )
-        )
-
-    async def rows(
-        self, sql: str, *params: object, min_number: int | None = None
-    ) -> list[tuple[Any, ...]]:
-        answer = await self.start(sql, *params, min_number=min_number)
-        return [
-            tuple(row.values()) async for batch in answer.run.batches for row in batch.to_pylist()
-        ]
-
-    async def commit(self, *statements: str) -> int:
-        return await asyncio.to_thread(self.writer.commit, *statements)
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -70,56 +25,8 @@ async def path(
     request: pytest.FixtureRequest, make_lake: Callable[..., Awaitable[Lake]], tmp_path: Path
 ) -> AsyncIterator[ReadPath]:
     lake = await make_lake(store=request.param)
-    async with AsyncExitStack() as stack:
-        writer = await lake_writer(lake)
-        stack.callback(writer.connection.close)
-        pool = await open_pool(lake.reader_dir, application_name="test-query")
-        stack.push_async_callback(pool.close)
-        proxy = ReadProxy(StoreObjects(lake.store))
-        await proxy.start()
-        stack.push_async_callback(proxy.close)
-        catalogs = tmp_path / "catalogs"
-        catalogs.mkdir()
-        freezer = PostgresFreezer(
-            pool,
-            lake.name,
-            catalogs,
-            data_url=proxy.data_url,
-            allow=proxy.allow,
-            forget=proxy.release,
-        )
-        stack.push_async_callback(freezer.close)
-        socket = await _serve(stack, tmp_path / "socket", catalogs)
-        barrier = Barrier(PostgresProgress(pool, lake.name))
-        stack.push_async_callback(barrier.close)
-        service = QueryService(
-            freezer, SandboxClient(socket), barrier, limits=LIMITS, data_url=proxy.data_url
-        )
-        yield ReadPath(lake, writer, service, catalogs)
-
-
-async def _serve(stack: AsyncExitStack, socket: Path, catalogs: Path) -> Path:
-    serving = asyncio.create_task(
-        serve(
-            socket,
-            catalogs,
-            concurrency=LIMITS.concurrency,
-            memory_bytes=LIMITS.memory_bytes,
-            timeout_ms=LIMITS.timeout_ms,
-        )
-    )
-
-    async def stop() -> None:
-        serving.cancel()
-        with suppress(asyncio.CancelledError):
-            await serving
-
-    async def listening() -> bool:
-        return socket.exists()
-
-    stack.push_async_callback(stop)
-    await eventually(listening)
-    return socket
+    async with read_path(lake, tmp_path, limits=LIMITS) as found:
+        yield found
 
 
 async def test_a_query_with_a_token_has_every_row_up_to_it(path: ReadPath) -> None:

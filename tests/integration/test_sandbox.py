@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import os
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -16,9 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from duckmesh_runtime.adapters import sandbox_client
 from duckmesh_runtime.adapters.sandbox_client import SandboxClient
 from duckmesh_runtime.errors import Corrupt, DuckmeshError, Failed, Invalid, Limited, Unavailable
 from duckmesh_runtime.ports import QueryRun
+from tests.mixed import frozen_numbers, run_mixed, unexpected
 from tests.sandboxes import (
     ENDLESS,
     ROWS,
@@ -30,13 +33,15 @@ from tests.sandboxes import (
     wait_for,
 )
 
+GROUPS = Path("/sys/fs/cgroup/memory")
+SLOTS = 2 + 1
+"""Two run statements, one stands by."""
+
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallLake]:
     lake = SmallLake(tmp_path_factory.mktemp("lake"))
-    lake.freeze(
-        "first.db", "CREATE TABLE small AS SELECT 1 AS one", "DELETE FROM numbers WHERE id = 5"
-    )
+    frozen_numbers(lake)
     lake.freeze("second.db", "CREATE TABLE small AS SELECT 2 AS one")
     yield lake
     lake.data.close()
@@ -45,7 +50,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallLake]:
 @pytest.fixture(scope="module")
 def sandbox(lake: SmallLake) -> Iterator[RunningSandbox]:
     with running_sandbox(lake) as running:
-        wait_for(lambda: len(running.slots()) == 2)
+        wait_for(lambda: len(running.slots()) == SLOTS)
         yield running
 
 
@@ -206,6 +211,44 @@ async def test_a_bad_statement_says_why(
     assert words in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("sql", "params", "line", "column"),
+    [
+        ("SELECT nope FROM numbers", (), 1, 8),
+        ("SELECT *\n  FROM nope", (), 2, 8),
+        ("-- first\nSELECT 'ä€😀',\n\tnope FROM numbers", (), 3, 2),
+        ("SELECT\u00a0'ä', nope", (), 1, 13),
+        ("SELECT $1,\n $2 + nope", (1, "long"), 2, 7),
+        ("SELECT id FROM numbers WHERE\nid = 'x'::BIGINT", (), 2, 9),
+        ("SELECT *\nFRM numbers\nWHERE id = 1", (), 2, 5),
+        ("; ;SELECT nope", (), 1, 11),
+        ("EXPLAIN SELECT\n nope FROM numbers", (), 2, 2),
+        ("-- why\nexplain /* ä */ analyze\nSELECT nope FROM numbers", (), 3, 8),
+        ("DESCRIBE SELECT\n nope", (), 2, 2),
+        ("SUMMARIZE\nnope", (), 2, 1),
+        ("WITH a AS (SELECT 1 AS x)\nSELECT b.x FROM a", (), 2, 8),
+        ("FROM numbers\nWHERE name = 1 AND nope(id)", (), 2, 20),
+        ("SELECT 1,\n '€' || read_text('x')", (), 2, 9),
+        ("EXPLAIN SELECT *\nFROM numbers, duckdb_settings()", (), 2, 15),
+    ],
+)
+async def test_an_error_names_the_place_in_the_callers_own_text(
+    client: SandboxClient,
+    lake: SmallLake,
+    sql: str,
+    params: tuple[object, ...],
+    line: int,
+    column: int,
+) -> None:
+    with pytest.raises(Invalid) as caught:
+        await ask(client, lake.job(sql, *params))
+
+    *_, quoted, mark = caught.value.message.split("\n")
+    assert caught.value.context == {"line": line, "column": column}
+    assert quoted.startswith(f"LINE {line}: ")
+    assert mark.strip() == "^"
+
+
 async def test_a_failure_in_the_middle_of_a_result_has_its_code(
     client: SandboxClient, lake: SmallLake
 ) -> None:
@@ -303,18 +346,169 @@ async def test_a_killed_slot_fails_its_statement_only(
     assert caught.value.code == "QUERY_CRASHED"
     assert value == 42
     assert time.monotonic() - started < 1
-    await eventually(lambda: slot not in sandbox.slots() and len(sandbox.slots()) == 2)
+    await eventually(lambda: slot not in sandbox.slots() and len(sandbox.slots()) == SLOTS)
+
+
+async def test_the_next_statement_after_a_kill_waits_for_no_start(tmp_path: Path) -> None:
+    """One slot only, killed again and again."""
+    lake = SmallLake(tmp_path)
+    lake.freeze("first.db")
+    seconds = []
+    try:
+        with running_sandbox(lake, concurrency=1) as running:
+            for _ in range(4):
+                await eventually(lambda: len(running.slots()) == 2)
+                await _idle(running)
+                before = _processor_s(running)
+                asking = asyncio.create_task(ask(running.client, lake.job(ENDLESS)))
+                os.kill(await _busy_slot(running, before), signal.SIGKILL)
+                with pytest.raises(Failed, match="process"):
+                    await asking
+                started = time.monotonic()
+                assert (await ask(running.client, lake.job("SELECT count(*) FROM numbers"))).value
+                seconds.append(time.monotonic() - started)
+    finally:
+        lake.data.close()
+
+    assert statistics.median(seconds) < 1
+
+
+async def test_the_slot_that_stands_by_holds_little(
+    client: SandboxClient, lake: SmallLake, sandbox: RunningSandbox
+) -> None:
+    """With the supervisor it fits in what a container has beside `concurrency` times the memory of a query."""
+    sql = "SELECT count(*) FROM (SELECT DISTINCT hash(range) FROM range(2000000))"
+    await asyncio.gather(*(ask(client, lake.job(sql)) for _ in range(4)))
+    await _idle(sandbox)
+
+    own = sorted(psutil.Process(pid).memory_full_info().uss for pid in sandbox.slots())
+    supervisor = psutil.Process(sandbox.process.pid).memory_full_info().uss
+
+    assert own[0] + supervisor < 128 * 2**20
+
+
+async def test_statements_that_die_fail_no_other(
+    client: SandboxClient, lake: SmallLake, sandbox: RunningSandbox
+) -> None:
+    """Some want too much memory, are too deep or never end; `make nightly` asks for a thousand."""
+    outcome = await run_mixed(client, lake, 100)
+
+    assert outcome.wrong == []
+    assert not unexpected(outcome)
+
+
+@pytest.mark.skipif(not GROUPS.exists(), reason="needs root and memory groups, version 1")
+async def test_a_process_that_the_kernel_kills_for_memory_fails_its_statement_only(
+    tmp_path: Path,
+) -> None:
+    """The container's bound is set below what a slot may have, as when libraries and page cache took the rest."""
+    lake = SmallLake(tmp_path)
+    lake.freeze("first.db")
+    group = GROUPS / f"duckmesh-test-{os.getpid()}"
+    try:
+        with running_sandbox(lake, memory_bytes=2**31) as running, _bounded(running, group):
+            endless = asyncio.create_task(ask(running.client, lake.job(ENDLESS, timeout_ms=6_000)))
+            with pytest.raises(Failed) as caught:
+                await ask(running.client, lake.job("SELECT length(repeat('x', 1500000000))"))
+            value = (await ask(running.client, lake.job("SELECT 42"))).value
+            with pytest.raises(Failed) as other:
+                await endless
+    finally:
+        lake.data.close()
+
+    assert caught.value.code == "QUERY_MEMORY"
+    assert value == 42
+    assert other.value.code == "QUERY_TIMEOUT"  # it was not hit
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 42::VARIANT AS v",
+        "SELECT {'a': [1]}::VARIANT AS v",
+        "SELECT [1::VARIANT] AS v",
+        "SELECT MAP {'k': 1::VARIANT} AS v",
+    ],
+)
+async def test_a_type_that_no_answer_holds_is_named_with_its_cast(
+    client: SandboxClient, lake: SmallLake, sql: str
+) -> None:
+    with pytest.raises(Invalid) as caught:
+        await ask(client, lake.job(sql))
+
+    assert caught.value.code == "SQL_ERROR"
+    assert all(word in caught.value.message for word in ("VARIANT", "'v'", "JSON"))
+    cast = await ask(client, lake.job("SELECT {'a': [1]}::VARIANT::JSON"))
+    assert cast.value == '{"a":[1]}'
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "EXPLAIN SELECT * FROM numbers",
+        "SHOW ALL TABLES",
+        "DESCRIBE numbers",
+        "SELECT * FROM information_schema.tables",
+        "SELECT * FROM information_schema.columns",
+        "SELECT * FROM ducklake_table",
+        "SELECT * FROM lake.ducklake_tables",
+        "SELECT * FROM duckdb_setings",
+        "SELECT * FROM numbers AT (VERSION => 99)",
+        "SELECT (SELECT 1 UNION SELECT 2)",
+    ],
+)
+async def test_nothing_shows_where_or_how_the_lake_is_kept(
+    client: SandboxClient, lake: SmallLake, sql: str
+) -> None:
+    try:
+        said = str((await ask(client, lake.job(sql))).rows)
+    except DuckmeshError as error:
+        said = error.message.partition("\n\nLINE ")[0].replace(sql.split()[-1], "")
+
+    assert not [
+        w for w in ("127.0.0.1", "/lake/", "__ducklake", "SET ", "/tmp", ".db") if w in said
+    ]
+
+
+async def test_nothing_of_a_statement_is_seen_by_the_next(
+    client: SandboxClient, lake: SmallLake
+) -> None:
+    made = [
+        "CREATE TEMP TABLE leftover AS SELECT 1",
+        "CREATE TABLE memory.main.leftover AS SELECT 1",
+        "CREATE MACRO leftover() AS 1",
+        "SET VARIABLE leftover = 1",
+        "PREPARE leftover AS SELECT 1",
+        "WITH leftover AS (SELECT 1 AS a) SELECT a FROM leftover",
+    ]
+    seen = [
+        "FROM leftover",
+        "SELECT leftover()",
+        "SELECT getvariable('leftover')",
+        "EXECUTE leftover",
+    ]
+    for sql in made * 2:
+        with contextlib.suppress(Invalid):
+            await ask(client, lake.job(sql))
+
+    for sql in seen * 2:
+        with pytest.raises(Invalid):
+            await ask(client, lake.job(sql))
 
 
 @pytest.mark.parametrize(
     "sql",
     [
         "SELECT length(repeat('x', 1500000000))",
+        "SELECT length(string_agg(repeat('x', 1000), '')) FROM range(2000000)",
+        "WITH RECURSIVE t(s) AS (SELECT 'x' UNION ALL SELECT s || s FROM t) SELECT max(s) FROM t",
+        "SELECT printf('%1000000000d', 1)",
+        "SELECT split(repeat('a,', 200000000), ',')",
         "SELECT len(list(range)) FROM range(200000000)",
         "SELECT len(range(500000000))",
         "SELECT count(*) FROM (SELECT DISTINCT hash(range) FROM range(100000000))",
     ],
-    ids=["repeat", "list", "range", "distinct"],
+    ids=["repeat", "text", "recursion", "format", "split", "list", "range", "distinct"],
 )
 async def test_memory_is_bounded(client: SandboxClient, lake: SmallLake, sql: str) -> None:
     with pytest.raises(Failed) as caught:
@@ -420,7 +614,7 @@ async def test_slots_end_with_their_supervisor_however_it_ends(tmp_path: Path) -
 
             gone, _ = await asyncio.to_thread(psutil.wait_procs, slots, 10)
 
-        assert len(gone) == 1
+        assert len(gone) == len(slots) > 0
     finally:
         lake.data.close()
 
@@ -459,6 +653,23 @@ async def test_a_slot_serves_one_read_proxy(client: SandboxClient, lake: SmallLa
     assert (await ask(client, lake.job("SELECT count(*) FROM numbers WHERE id > 9"))).value > 0
 
 
+@contextlib.contextmanager
+def _bounded(sandbox: RunningSandbox, group: Path) -> Iterator[None]:
+    """A container's bound on memory: 400 MiB for all processes of the sandbox."""
+    wait_for(lambda: len(sandbox.slots()) == SLOTS)
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(400 * 2**20))
+        for pid in (sandbox.process.pid, *sandbox.slots()):
+            (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        sandbox.process.terminate()
+        sandbox.process.wait()
+        wait_for(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
 async def _read(run: QueryRun) -> None:
     async for _ in run.batches:
         pass
@@ -494,3 +705,39 @@ async def _busy_slot(sandbox: RunningSandbox, before: dict[int, float]) -> int:
     await eventually(busy)
     (slot,) = await asyncio.to_thread(busy)
     return slot
+
+
+async def test_a_catalog_attached_ahead_is_there_for_the_next_statement(
+    lake: SmallLake, client: SandboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_client, "_PREPARE_S", 20.0)
+    path = lake.freeze("ahead.db", "CREATE TABLE small AS SELECT 3 AS one")
+    old = lake.job("SELECT one FROM small")
+
+    assert (await ask(client, old)).value == 1
+    async with asyncio.timeout(20):  # a killed process may not be replaced yet
+        while not await client.prepare(str(path), lake.data.url):
+            await asyncio.sleep(0.01)
+    path.unlink()  # no other process can open it any more
+
+    new = await ask(client, lake.job("SELECT one FROM small", catalog_path=str(path)))
+    assert new.value == 3
+    assert (await ask(client, old)).value == 1
+
+
+async def test_a_catalog_that_is_gone_is_not_attached_and_costs_no_process(
+    lake: SmallLake,
+    client: SandboxClient,
+    sandbox: RunningSandbox,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox_client, "_PREPARE_S", 20.0)
+    await ask(client, lake.job("SELECT 1"))
+    await eventually(lambda: len(sandbox.slots()) == SLOTS)
+    before = sandbox.slots()
+
+    for name in ("gone.db", "../first.db", "/etc/passwd"):
+        assert not await client.prepare(str(lake.catalogs / name), lake.data.url)
+
+    assert (await ask(client, lake.job("SELECT one FROM small"))).value == 1
+    assert sandbox.slots() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import asyncpg
@@ -62,6 +63,86 @@ async def test_lag_rises_while_nobody_commits(lake: Lake, control: asyncpg.Conne
 
     assert (row["token"], row["last"], row["pending_rows"]) == (0, 4, 3)
     assert timedelta() < row["now"] - row["oldest_pending_at"] < timedelta(minutes=1)
+
+
+async def test_what_is_set_aside_is_counted_and_waits_no_more(
+    lake: Lake, control: asyncpg.Connection
+) -> None:
+    async with writer_pool(lake) as pool:
+        bus = PostgresBus(pool, lake.name)
+        await send(bus, append_create(EVENTS, version=0), append_rows([1, 2, 3], version=1))
+        epoch = await pool.fetchval("SELECT duckmesh.take_over($1, 'w')", lake.name)
+        await pool.execute("SELECT duckmesh.advance($1, $2, 0, 1)", lake.name, epoch)
+        query = "SELECT duckmesh.set_aside($1, $2, $3, $4, $5, 'why')"
+        await pool.execute(query, lake.name, epoch, 1, 2, b"one row")
+
+    row = await _row(control, lake)
+
+    assert (row["token"], row["last"], row["pending_rows"], row["dead_letters"]) == (2, 4, 2, 1)
+
+
+async def test_only_what_is_rows_of_one_entry_is_set_aside_by_the_lease_holder(lake: Lake) -> None:
+    async with writer_pool(lake) as pool:
+        bus = PostgresBus(pool, lake.name)
+        rows = append_rows([1, 2], version=1)
+        others = replace(EVENTS, name="others")
+        more = append_rows([3], version=1, table=others)
+        await send(bus, append_create(EVENTS, version=0), rows, more)
+        epoch = await pool.fetchval("SELECT duckmesh.take_over($1, 'w')", lake.name)
+        refused = {
+            ("set_aside", epoch, 0, 1, b"x"): "DM002",  # a table change
+            ("set_aside_change", epoch, 0, 2): "DM002",
+            ("set_aside_change", epoch - 1, 0, 1): "DM001",
+            ("set_aside", epoch, 1, 2, b"x"): "DM003",  # the watermark is at 0
+        }
+        for call, state in refused.items():
+            assert await _refusal(pool, lake, *call) == state
+        await pool.execute("SELECT duckmesh.advance($1, $2, 0, 1)", lake.name, epoch)
+        refused = {
+            ("set_aside", epoch, 1, 4, b"x"): "DM002",  # two entries
+            ("set_aside", epoch, 1, 2, None): "DM002",  # a part without its rows
+            ("set_aside", epoch, 1, 1, b"x"): "DM002",  # nothing
+            ("set_aside_change", epoch, 1, 2): "DM002",
+            ("set_aside", epoch - 1, 1, 2, b"x"): "DM001",
+        }
+        for call, state in refused.items():
+            assert await _refusal(pool, lake, *call) == state
+        assert await bus.letters(0, limit=1, max_bytes=10**6) == []
+        assert (await bus.backlog()).progress.token == 1
+
+
+async def _refusal(
+    pool: asyncpg.Pool, lake: Lake, function: str, epoch: int, *args: object
+) -> str | None:
+    marks = ", ".join(f"${i + 3}" for i in range(len(args)))
+    query = f"SELECT duckmesh.{function}($1, $2, {marks}, 'why')"
+    try:
+        await pool.execute(query, lake.name, epoch, *args)
+    except asyncpg.PostgresError as error:
+        return error.sqlstate
+    return None
+
+
+async def test_the_writer_reports_its_declared_tables_and_nobody_else_s(
+    lake: Lake, control: asyncpg.Connection, make_lake: MakeLake
+) -> None:
+    other = await make_lake(dsn=lake.catalog_dsn)
+    report = "SELECT duckmesh.report_tables($1, $2, $3, $4)"
+
+    async with writer_pool(lake) as pool:
+        await pool.execute(report, lake.name, "abc", False, "events: no such type")
+        first = await _row(control, lake)
+        await pool.execute(report, lake.name, "def", True, None)
+        for stranger in (other.name, "lake_0000000000000000"):
+            with pytest.raises(asyncpg.PostgresError) as caught:
+                await pool.execute(report, stranger, "abc", True, "")
+            assert caught.value.sqlstate == "DM001"
+    second, untold = await _row(control, lake), await _row(control, other)
+
+    told = ("tables_digest", "tables_ready", "tables_problem")
+    assert [first[name] for name in told] == ["abc", False, "events: no such type"]
+    assert [second[name] for name in told] == ["def", True, ""]
+    assert [untold[name] for name in told] == [None, None, None]
 
 
 async def test_a_committed_lake_shows_its_committer_snapshot_and_files(

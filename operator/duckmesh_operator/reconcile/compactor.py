@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from duckmesh_operator import metrics
+from duckmesh_operator import log, metrics
 from duckmesh_operator.errors import Conflict, Invalid, NotFound
 from duckmesh_operator.kube import Api
 from duckmesh_operator.manifest import Manifest, object_at
@@ -38,6 +38,7 @@ class CompactorReconciler:
         except NotFound:
             return None
         meta, previous = parse_meta(obj), object_at(obj, "status")
+        log.note(generation=meta.generation)
         if meta.deleting:
             return None
         compactor, problem = _parse(obj)

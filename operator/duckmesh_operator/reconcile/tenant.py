@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from duckmesh_operator import metrics
+from duckmesh_operator import log, metrics
 from duckmesh_operator.catalog import Catalog, Lake
 from duckmesh_operator.errors import Conflict, Forbidden, Invalid, NotFound, OperatorError
 from duckmesh_operator.events import Note, Recorder, notes_of
@@ -39,6 +39,7 @@ from duckmesh_operator.settings import Settings
 from duckmesh_operator.specs.context import Context, build_context
 from duckmesh_operator.specs.networkpolicy import is_restricted
 from duckmesh_operator.specs.service import endpoint
+from duckmesh_operator.specs.tables import tables_digest
 from duckmesh_operator.status import Problem, Situation, Worker, build_status, phase, same
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class TenantReconciler:
             self._forget(f"{key.namespace}/{key.name}")
             return None
         run = _Run(meta=parse_meta(obj), previous=object_at(obj, "status"))
+        log.note(generation=run.meta.generation)
         if run.meta.deleting:
             return None
         await self._advance(run, obj)
@@ -314,6 +316,7 @@ class TenantReconciler:
             endpoints={part: endpoint(tenant, part) for part in COMPONENTS} if tenant else {},
             egress_restricted=is_restricted(context) if context else True,
             selector=_selector(run.meta),
+            tables_digest=tables_digest(run.tenant) if run.tenant else "",
         )
 
     def _health(self, run: _Run) -> CatalogHealth | None:

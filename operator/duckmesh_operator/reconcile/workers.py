@@ -22,6 +22,7 @@ from duckmesh_operator.specs.revision import (
     parse_revision,
 )
 from duckmesh_operator.specs.service import build_service
+from duckmesh_operator.specs.tables import build_tables
 
 COMPONENTS = ("ingest", "query")
 #: Revisions kept of each worker: the one that runs and the one before it.
@@ -51,7 +52,7 @@ def build_desired(context: Context, live: Sequence[Manifest], *, installed: bool
             were there before; they get a new template only when it is.
     """
     tenant = context.tenant
-    desired: list[Manifest] = []
+    desired: list[Manifest] = [build_tables(tenant)]
     for component in COMPONENTS:
         desired += [
             build_network_policy(context, component),

@@ -11,6 +11,8 @@ from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.model import Resources
 from duckmesh_operator.names import API_PORT, METRICS_PORT, child, labels, pod_selector
 from duckmesh_operator.specs.context import Context, build_resources
+from duckmesh_operator.specs.tables import FILE as TABLES_FILE
+from duckmesh_operator.specs.tables import PART as TABLES
 
 UID: Final = 10001  # of the runtime image
 SECRETS_DIR: Final = "/etc/duckmesh"
@@ -34,9 +36,19 @@ def build_ingest_template(context: Context) -> Manifest:
         name="ingest",
         env=_ingest_env(context),
         resources=context.ingest,
-        mounts=[*_secret_mounts(secrets), _mount("run", "/run/duckmesh"), _mount("tmp", "/tmp")],  # noqa: S108
+        mounts=[
+            *_secret_mounts((*secrets, TABLES)),
+            _mount("run", "/run/duckmesh"),
+            _mount("tmp", "/tmp"),  # noqa: S108
+        ],
     )
-    volumes = [*_secret_volumes(context, secrets), _scratch("run", "1Gi"), _scratch("tmp")]
+    # Kubernetes replaces the file under running pods; nothing here tells its content, so no change of it rolls them.
+    tables: Manifest = {"name": child(context.tenant.meta.name, TABLES), "defaultMode": 0o440}
+    volumes: list[Manifest] = [
+        *_secret_volumes(context, secrets),
+        {"name": TABLES, "configMap": tables},
+        *(_scratch("run", "1Gi"), _scratch("tmp")),
+    ]
     return _template(context, "ingest", [container], volumes, drain_s=DRAIN_S)
 
 
@@ -118,6 +130,9 @@ def _ingest_env(context: Context) -> list[Manifest]:
         _env("DUCKMESH_PENDING_BYTES", spec.pending_bytes),
         _env("DUCKMESH_REQUESTS_PER_SECOND", spec.requests_per_second),
         _env("DUCKMESH_FRESHNESS_TARGET_MS", tenant.freshness_target_ms),
+        _env("DUCKMESH_SNAPSHOT_KEEP_FOR_S", tenant.snapshots_keep_for_ms // 1000),
+        _env("DUCKMESH_SNAPSHOT_KEEP_LAST", tenant.snapshots_keep_last),
+        _env("DUCKMESH_TABLES_FILE", f"{SECRETS_DIR}/{TABLES}/{TABLES_FILE}"),
         _env("DUCKMESH_DRAIN_S", DRAIN_S),
     ]
 

@@ -104,4 +104,5 @@ def _worker_spec(context: Context, component: str) -> Manifest:
     }
     if component == "ingest":
         kept["target"] = dig(raw, "freshness", "target")
+        kept["snapshots"] = [dig(raw, "snapshots", name) for name in ("keepFor", "keepLast")]
     return kept

@@ -6,17 +6,29 @@ bounded entries whatever the sizes of requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Final
 
-from duckmesh_runtime.ports import Append, AppendResult, EntryKind, Head, KeyHash, Part, Receipt
+import msgspec
 
-Known = dict[bytes, tuple[bytes, int]]
-"""Idempotency key -> the content it was used with and the number it got."""
+from duckmesh_runtime.ports import (
+    Append,
+    AppendResult,
+    EntryKind,
+    Head,
+    KeyHash,
+    Part,
+    Receipt,
+    StagedFile,
+)
+
+Known = dict[tuple[bool, bytes], tuple[bytes, int]]
+"""Idempotency key (whether of a request, digest) -> the content it was used with and the number it got."""
 
 ENTRY_ROWS: Final = 100_000
-ENTRY_BYTES: Final = 4 * 2**20
+ENTRY_BYTES: Final = 2 * 2**20
 """What parts are packed up to. One part may be larger: a row is never cut."""
 
 _END_OF_STREAM: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow IPC stream
@@ -24,7 +36,10 @@ _END_OF_STREAM: Final = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow IPC s
 
 @dataclass(slots=True, kw_only=True)
 class PlannedEntry:
-    """An entry being packed: a table change, or parts of one table that follow each other; `size` is in bytes."""
+    """An entry being packed: a table change, a file, or parts of one table that follow each other.
+
+    `size` is in bytes: what it takes, on the bus or, when it names a file, in the store.
+    """
 
     kind: EntryKind
     table: str
@@ -54,24 +69,33 @@ class PlannedEntry:
     def add(self, part: Part) -> None:
         """Put a part behind the others."""
         self.last += part.rows
-        self.size += len(part.payload)
+        self.size += _size(self.kind, part)
         self.parts.append(part.payload)
 
 
 @dataclass(slots=True, kw_only=True)
 class AppendPlan:
-    """What to write: `last` and `schema_version` of the head, a receipt per append, entries, keys with numbers."""
+    """What to write: `last` and `schema_version` of the head, a receipt per append, entries, keys with numbers.
+
+    `replayed` are the dead letters that go, each with the last number of its rows from here on.
+    """
 
     last: int
     schema_version: int
     receipts: list[Receipt] = field(default_factory=list)
     entries: list[PlannedEntry] = field(default_factory=list)
     keys: list[tuple[KeyHash, int]] = field(default_factory=list)
+    replayed: dict[int, int] = field(default_factory=dict)
 
     @property
     def changes(self) -> Sequence[PlannedEntry]:
         """The table changes among the entries."""
-        return [entry for entry in self.entries if entry.kind is not EntryKind.ROWS]
+        return [entry for entry in self.entries if entry.kind.is_change]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all payloads."""
+        return sum(len(part) for entry in self.entries for part in entry.parts)
 
     def accept(self, append: Append) -> None:
         """Number an append and pack its parts."""
@@ -91,8 +115,10 @@ class AppendPlan:
                 )
             self.entries[-1].add(part)
             self.last += part.rows
-        if append.kind is not EntryKind.ROWS:
+        if append.kind.is_change:
             self.schema_version += 1
+        if append.replays is not None:
+            self.replayed[append.replays] = self.last
         one_key = len(append.keys) == 1
         self.keys += [
             (key, self.last if one_key else first + i)
@@ -101,21 +127,50 @@ class AppendPlan:
         ]
 
 
-def plan_append(group: Sequence[Append], head: Head, known: Known) -> AppendPlan:
-    """Decide under the lock; `known` maps keys to their content and number and grows by what is accepted."""
+def plan_append(
+    group: Sequence[Append], head: Head, known: Known, letters: Collection[int] = ()
+) -> AppendPlan:
+    """Decide under the lock.
+
+    Args:
+        group: What is to be appended.
+        head: Where input ends.
+        known: What is known of the group's keys; grows by what is accepted.
+        letters: Those of the dead letters to replay that are there.
+    """
     plan = AppendPlan(last=head.last, schema_version=head.schema_version)
     for append in group:
         if append.schema_version != plan.schema_version:
-            receipt = Receipt(result=AppendResult.STALE_SCHEMA, timeline=head.timeline)
+            receipt = Receipt(result=AppendResult.STALE_SCHEMA)
         elif (found := _known_keys(append.keys, known)) is not None:
-            receipt = replace(found, timeline=head.timeline)
+            receipt = found
+        elif append.replays is not None and (
+            append.replays in plan.replayed or append.replays not in letters
+        ):
+            receipt = Receipt(result=AppendResult.GONE)
         else:
             before = len(plan.keys)
             plan.accept(append)
-            known.update({k.key: (k.content, number) for k, number in plan.keys[before:]})
-            receipt = Receipt(result=AppendResult.ACCEPTED, last=plan.last, timeline=head.timeline)
-        plan.receipts.append(receipt)
+            known.update({(k.request, k.key): (k.content, n) for k, n in plan.keys[before:]})
+            receipt = Receipt(result=AppendResult.ACCEPTED, last=plan.last)
+        plan.receipts.append(replace(receipt, timeline=head.timeline))
     return plan
+
+
+def moved(receipt: Receipt, by: int, *, timeline: int, accepted_at: datetime) -> Receipt:
+    """The receipt of a plan that was made as if the head stood at 0."""
+    receipt = replace(receipt, timeline=timeline)
+    if receipt.result is AppendResult.ACCEPTED:
+        return replace(receipt, last=receipt.last + by, accepted_at=accepted_at)
+    if receipt.result is AppendResult.KNOWN:
+        return replace(receipt, known=[n + by if n else n for n in receipt.known])
+    return receipt
+
+
+def _size(kind: EntryKind, part: Part) -> int:
+    if kind is EntryKind.FILE:
+        return msgspec.json.decode(part.payload, type=StagedFile).size
+    return len(part.payload)
 
 
 def _known_keys(keys: Sequence[KeyHash | None], known: Known) -> Receipt | None:
@@ -124,9 +179,10 @@ def _known_keys(keys: Sequence[KeyHash | None], known: Known) -> Receipt | None:
     conflicts: list[int] = []
     mine: Known = {}
     for i, key in enumerate(keys):
-        found = None if key is None else known.get(key.key) or mine.get(key.key)
-        if key is not None and found is None:
-            mine[key.key] = (key.content, 0)
+        name = None if key is None else (key.request, key.key)
+        found = None if name is None else known.get(name) or mine.get(name)
+        if key is not None and name is not None and found is None:
+            mine[name] = (key.content, 0)
         if key is not None and found is not None and found[0] != key.content:
             conflicts.append(i)
             found = None

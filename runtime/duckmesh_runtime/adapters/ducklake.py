@@ -1,47 +1,54 @@
 """The lake for the committer: DuckLake transactions that carry the watermark, and what became of them.
 
 Called by `services/commit.py` through `ports.LakeWriter`. After every COMMIT, landed or not, the truth is read from
-Postgres (lease epoch and watermark). Error texts decide only what the truth cannot tell: they may hold pieces of rows.
+Postgres (lease epoch and watermark). What a transaction does is in `lake_writes.py` and `lake_restore.py`, what an error
+of it means in `lake_verdict.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import asyncpg
 import duckdb
 
 from duckmesh_runtime.adapters import duckdb_engine
 from duckmesh_runtime.adapters.duckdb_engine import Engine
+from duckmesh_runtime.adapters.lake_attach import attach_as
+from duckmesh_runtime.adapters.lake_commit import CommitGuard
+from duckmesh_runtime.adapters.lake_engine import LakeEngine
+from duckmesh_runtime.adapters.lake_files import is_registered, table_folder
+from duckmesh_runtime.adapters.lake_probe import takes_writes
+from duckmesh_runtime.adapters.lake_restore import Expired, read_tables, restore_tables
+from duckmesh_runtime.adapters.lake_verdict import Failure, Step, is_conflict, judge
+from duckmesh_runtime.adapters.lake_writes import Differs, change_table, make_table, write_parts
+from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.adapters.postgres import catalog_errors, is_unavailable
 from duckmesh_runtime.domain import lakesql
+from duckmesh_runtime.domain.changes import Change
+from duckmesh_runtime.domain.restore import plan_restore
 from duckmesh_runtime.domain.schema import TableDef
 from duckmesh_runtime.errors import Corrupt, Unavailable
-from duckmesh_runtime.ports import CommitOutcome, CommitResult, TableRows
-from duckmesh_runtime.settings import StoreSettings, read_secret
+from duckmesh_runtime.ports import CommitOutcome, CommitResult, TableFile, TableRows
+from duckmesh_runtime.settings import StoreSettings
 
 logger = logging.getLogger(__name__)
 
 Work = Callable[[duckdb.DuckDBPyConnection], None]
-_Step = Literal["begin", "write", "commit"]
 
 _ATTACH_TIMEOUT_S: Final = 15.0
 _COMMIT_TIMEOUT_S: Final = 60.0
-_ROWS: Final = "duckmesh_rows"
-
-# A peer that vanished without a word is noticed within these; DuckDB itself knows no timeout. Seconds, but the second.
-_NETWORK: Final = {
-    "connect_timeout": "3",
-    "tcp_user_timeout": "10000",
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-}
+_CHANGE_TIMEOUT_S: Final = 300.0
+"""Nothing smaller can be tried in its place: thousands of changes to a wide table take half a minute."""
+_RESTORE_TIMEOUT_S: Final = 900.0
+"""Nothing else is committed meanwhile. A person waits for it, and can do with less: restore sooner, or copy by query."""
 
 # With 0 retries a merge of another table between INSERT and COMMIT kills the batch; the default wait of 100 ms is then
 # the p99 of commits (measured: 61-93 ms with these).
@@ -49,12 +56,17 @@ _SETTINGS: Final = (
     "SET ducklake_max_retry_count = 5",
     "SET ducklake_retry_wait_ms = 10",
     "SET python_enable_replacements = false",
+    # Files are written once: no request to ask whether a cached piece is still true (keyed tables read theirs again).
+    "SET validate_external_file_cache = 'NO_VALIDATION'",
+    # An upload's buffer is a ten-thousandth of it: 5 MB a file instead of 80, as many files as a commit has partitions.
+    "SET s3_uploader_max_filesize = '50GB'",
 )
 
 # Trigger names of sql/catalog/0001_fence.sql. DuckLake's own schema migrations may drop and remake tables.
 _GUARDS: Final = """
 WITH wanted (tab, trg) AS (VALUES
   ('ducklake_snapshot', 'dm_10_fence'), ('ducklake_snapshot', 'dm_11_expire'), ('ducklake_snapshot', 'dm_12_frozen'),
+  ('ducklake_snapshot', 'dm_14_clock'),
   ('ducklake_snapshot_changes', 'dm_20_fence'), ('ducklake_snapshot_changes', 'dm_21_expire'),
   ('ducklake_snapshot_changes', 'dm_22_frozen'), ('ducklake_snapshot_changes', 'dm_23_commit'),
   ('ducklake_files_scheduled_for_deletion', 'dm_30_fence'), ('ducklake_files_scheduled_for_deletion', 'dm_31_clean'),
@@ -72,40 +84,13 @@ SELECT s.token, l.epoch, s.committed_at
   FROM duckmesh.lake_status AS s JOIN duckmesh.lease AS l ON l.lake = s.lake AND l.role = 'w' WHERE s.lake = $1
 """
 _ADVANCE: Final = "SELECT duckmesh.advance($1, $2, $3, $4)"
-_SET_ASIDE: Final = "SELECT duckmesh.set_aside($1, $2, $3, $4, $5)"
-
-_COLUMNS: Final = """
-SELECT column_name, data_type, is_nullable FROM duckdb_columns()
- WHERE database_name = $1 AND schema_name = 'main' AND table_name = $2 ORDER BY column_index
-"""
+_SET_ASIDE: Final = "SELECT duckmesh.set_aside($1, $2, $3, $4, $5, $6)"
+_SET_ASIDE_CHANGE: Final = "SELECT duckmesh.set_aside_change($1, $2, $3, $4, $5)"
 
 _FENCED: Final = "DM001"  # SQLSTATEs of sql/catalog/0001_fence.sql
 _MOVED: Final = "DM003"
-# What DuckDB raises while it checks and casts rows: their fault. All else may pass: store, catalog, engine in trouble.
-_CONTENT: Final = (
-    duckdb.BinderException,
-    duckdb.CatalogException,
-    duckdb.ConstraintException,
-    duckdb.ConversionException,
-    duckdb.InvalidInputException,
-    duckdb.InvalidTypeException,
-    duckdb.NotImplementedException,
-    duckdb.OutOfMemoryException,  # a smaller batch may fit
-    duckdb.OutOfRangeException,
-    duckdb.TypeMismatchException,
-)
-
-
-class _Differs(Exception):
-    """A table of that name is there, and it is another one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Failure:
-    """A transaction that raised: the error, and how far it had come."""
-
-    error: duckdb.Error | TimeoutError | _Differs
-    step: _Step
+_NO_CATALOG: Final = "the catalog does not answer"
+_GLOB: Final = frozenset("*?[{")
 
 
 async def open_writer(
@@ -130,15 +115,43 @@ async def open_writer(
         Corrupt: INTEGRITY_CHECK_FAILED, the lake lacks its fence or may inline changes: committing would risk rows.
     """
     await _check_guards(pool, lake)
-    engine = Engine(duckdb_engine.connect(), name=f"lake-{epoch}")
+    attach = partial(attach_as, "w", lake=lake, epoch=epoch, store=store, secret_dir=secret_dir)
+    guard = _guard(store)
+
+    async def open_engine() -> Engine:
+        return await _open_engine(f"lake-{epoch}", guard, attach)
+
+    return DuckLakeWriter(
+        engine=await LakeEngine.open(open_engine),
+        guard=guard,
+        pool=pool,
+        lake=lake,
+        epoch=epoch,
+        store=store,
+        attach=attach,
+    )
+
+
+def _guard(store: StoreSettings) -> CommitGuard:
     try:
-        attach = _attach(lake, epoch, store, secret_dir)
+        return CommitGuard(store)
+    except OSError as error:
+        raise Unavailable("CATALOG_UNAVAILABLE", "the store's key cannot be read now") from error
+
+
+async def _open_engine(name: str, guard: CommitGuard, attach: Callable[[], str]) -> Engine:
+    try:
+        engine = Engine(await asyncio.to_thread(duckdb_engine.connect), name=name)
+    except (duckdb.Error, OSError) as error:
+        raise Unavailable("CATALOG_UNAVAILABLE", "no engine can be started now") from error
+    try:
+        statement = attach()
 
         def work(connection: duckdb.DuckDBPyConnection) -> None:
             for setting in _SETTINGS:
                 connection.execute(setting)
-            duckdb_engine.use_store(connection, store)
-            connection.execute(attach)
+            guard.open_store(connection)
+            connection.execute(statement)
 
         await engine.run(work, timeout_s=_ATTACH_TIMEOUT_S)
     except (duckdb.Error, TimeoutError, OSError) as error:
@@ -149,47 +162,64 @@ async def open_writer(
     except BaseException:
         await engine.close()
         raise
-    return DuckLakeWriter(engine=engine, pool=pool, lake=lake, epoch=epoch)
+    return engine
 
 
 class DuckLakeWriter:
     """`LakeWriter` of one lease epoch; made by `open_writer`."""
 
-    def __init__(self, *, engine: Engine, pool: asyncpg.Pool, lake: str, epoch: int) -> None:
+    def __init__(
+        self,
+        *,
+        engine: LakeEngine,
+        guard: CommitGuard,
+        pool: asyncpg.Pool,
+        lake: str,
+        epoch: int,
+        store: StoreSettings,
+        attach: Callable[..., str],
+    ) -> None:
         self._engine = engine
+        self._attach = attach
+        self._guard = guard
         self._pool = pool
         self._lake = lake
         self._epoch = epoch
+        self._root = duckdb_engine.data_path(store)
+        self._objects = StoreObjects(store)
 
-    async def commit_rows(self, prev: int, tok: int, parts: Sequence[TableRows]) -> CommitResult:
-        """See `LakeWriter.commit_rows`."""
-
-        def write(connection: duckdb.DuckDBPyConnection) -> None:
-            for part in parts:
-                connection.register(_ROWS, part.rows)
-                try:
-                    connection.execute(
-                        lakesql.insert_rows(part.table, part.rows.column_names, _ROWS)
-                    )
-                finally:
-                    connection.unregister(_ROWS)
-
-        return await self._commit(prev, tok, "rows", write)
+    async def commit(
+        self, prev: int, tok: int, parts: Sequence[TableRows | TableFile]
+    ) -> CommitResult:
+        """See `LakeWriter.commit`."""
+        await self._engine.freshen()
+        files = [part for part in parts if isinstance(part, TableFile)]
+        if not files:
+            return await self._commit_parts(prev, tok, parts)
+        try:
+            register = [part.file.path for part in files if await self._may_register(part)]
+        except Unavailable:
+            return CommitResult(outcome=CommitOutcome.REREAD, error=_NO_CATALOG)
+        except Corrupt as error:
+            return _refuse(error)
+        result = await self._commit_parts(prev, tok, parts, register)
+        if result.outcome is CommitOutcome.REJECTED and register:
+            # What cannot become part of its table as it lies may still be read.
+            result = await self._commit_parts(prev, tok, parts)
+        if result.outcome in (CommitOutcome.REJECTED, CommitOutcome.REREAD):
+            return await self._check_objects(files) or result
+        return result
 
     async def create_table(self, prev: int, tok: int, table: TableDef) -> CommitResult:
         """See `LakeWriter.create_table`."""
+        return await self._change(prev, tok, "create table", partial(make_table, table=table))
 
-        def write(connection: duckdb.DuckDBPyConnection) -> None:
-            there = connection.execute(_COLUMNS, [lakesql.LAKE, table.name]).fetchall()
-            if there:
-                if there != [(c.name, c.type, c.nullable) for c in table.columns]:
-                    raise _Differs
-                return
-            connection.execute(lakesql.create_table(table))
-            if (layout := lakesql.partition_table(table)) is not None:
-                connection.execute(layout)
-
-        return await self._commit(prev, tok, "create table", write)
+    async def alter_table(
+        self, prev: int, tok: int, table: TableDef, changes: Sequence[Change]
+    ) -> CommitResult:
+        """See `LakeWriter.alter_table`."""
+        work = partial(change_table, table=table, changes=changes)
+        return await self._change(prev, tok, "alter table", work)
 
     async def drop_table(self, prev: int, tok: int, name: str) -> CommitResult:
         """See `LakeWriter.drop_table`."""
@@ -198,36 +228,161 @@ class DuckLakeWriter:
         def write(connection: duckdb.DuckDBPyConnection) -> None:
             connection.execute(statement)
 
-        return await self._commit(prev, tok, "drop table", write)
+        return await self._change(prev, tok, "drop table", write)
 
-    async def set_aside(self, prev: int, tok: int, error: str) -> CommitResult:
+    async def restore(
+        self, prev: int, tok: int, snapshot_id: int, tables: Sequence[TableDef]
+    ) -> CommitResult:
+        """See `LakeWriter.restore`."""
+        try:
+            plan = plan_restore(*await read_tables(self._pool, self._lake, snapshot_id))
+        except Expired as error:
+            return _refused(str(error))
+        except Unavailable:
+            return CommitResult(outcome=CommitOutcome.REREAD, error=_NO_CATALOG)
+        started = time.monotonic()
+        write = partial(restore_tables, plan=plan, tables=tables)
+        async with self._past(snapshot_id) as attached:
+            if not attached:
+                return CommitResult(outcome=CommitOutcome.REREAD, error=_NO_CATALOG)
+            result = await self._commit(
+                prev, tok, "restore", write, _RESTORE_TIMEOUT_S, restores=True
+            )
+        late = time.monotonic() - started >= _RESTORE_TIMEOUT_S
+        if late and result.outcome is CommitOutcome.REREAD:
+            return _refused(f"it was not done in {_RESTORE_TIMEOUT_S:.0f} s; nothing was changed")
+        return result
+
+    async def set_aside(
+        self, prev: int, tok: int, payload: bytes | None, error: str
+    ) -> CommitResult:
         """See `LakeWriter.set_aside`."""
-        return await self._call(_SET_ASIDE, prev, tok, error)
+        return await self._call(_SET_ASIDE, prev, tok, payload, error)
+
+    async def set_aside_change(self, prev: int, tok: int, error: str) -> CommitResult:
+        """See `LakeWriter.set_aside_change`."""
+        return await self._call(_SET_ASIDE_CHANGE, prev, tok, error)
+
+    async def probe(self) -> bool:
+        """See `LakeWriter.probe`."""
+        return await takes_writes(
+            self._engine,
+            self._pool,
+            self._objects,
+            lake=self._lake,
+            epoch=self._epoch,
+            root=self._root,
+        )
 
     async def close(self) -> None:
         """See `LakeWriter.close`."""
         await self._engine.close()
 
-    async def _commit(self, prev: int, tok: int, what: str, write: Work) -> CommitResult:
-        failure = await self._transaction(lakesql.mark_commit(prev, tok, what), write)
+    async def _commit_parts(
+        self,
+        prev: int,
+        tok: int,
+        parts: Sequence[TableRows | TableFile],
+        register: Collection[str] = (),
+    ) -> CommitResult:
+        write = partial(write_parts, parts=parts, root=self._root, register=register)
+
+        def reaching(connection: duckdb.DuckDBPyConnection) -> None:
+            with self._guard.reaching(connection):
+                write(connection)
+
+        work = reaching if register else write
+        return await self._commit(prev, tok, "rows", work, _COMMIT_TIMEOUT_S)
+
+    async def _change(self, prev: int, tok: int, what: str, write: Work) -> CommitResult:
+        return await self._commit(prev, tok, what, write, _CHANGE_TIMEOUT_S)
+
+    @asynccontextmanager
+    async def _past(self, snapshot_id: int) -> AsyncIterator[bool]:
+        """The lake as of a snapshot beside it; whether it could be attached."""
+
+        def work(connection: duckdb.DuckDBPyConnection) -> None:
+            connection.execute(lakesql.detach_past())
+            connection.execute(self._attach(version=snapshot_id))
+
+        try:
+            await self._engine.run(work, timeout_s=_ATTACH_TIMEOUT_S)
+        except (duckdb.Error, TimeoutError, OSError) as error:
+            logger.warning("snapshot not attached", extra={"error_type": type(error).__name__})
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with suppress(duckdb.Error, TimeoutError):
+                await self._engine.run(_detach_past, timeout_s=_ATTACH_TIMEOUT_S)
+
+    async def _may_register(self, part: TableFile) -> bool:
+        """Whether the file can become part of its table as it lies.
+
+        DuckLake keeps the path of a file elsewhere than in the table's own folder as an absolute one, which moves with
+        nothing, and takes a path for a pattern.
+
+        Raises:
+            Unavailable: CATALOG_UNAVAILABLE.
+            Corrupt: INTEGRITY_CHECK_FAILED, it is part of the table already.
+        """
+        folder = await table_folder(self._pool, self._lake, part.table)
+        name = part.file.path.removeprefix(folder or "")
+        if folder is None or name == part.file.path or "/" in name or _GLOB & set(name):
+            return False
+        if await is_registered(self._pool, self._lake, part.table, name):
+            raise Corrupt("INTEGRITY_CHECK_FAILED", "the staged file is in the table already")
+        return True
+
+    async def _check_objects(self, files: Sequence[TableFile]) -> CommitResult | None:
+        """Why a commit of these files cannot succeed, when the store knows; None when it is not for their sake."""
+        for part in files:
+            try:
+                await self._objects.size(part.file.path)
+            except Corrupt:
+                return _refuse(
+                    Corrupt("DATA_FILE_MISSING", "the staged file is not in the store any more")
+                )
+            except Unavailable:
+                return CommitResult(outcome=CommitOutcome.REREAD, error="the store does not answer")
+        return None
+
+    async def _commit(
+        self,
+        prev: int,
+        tok: int,
+        what: str,
+        write: Work,
+        timeout_s: float,
+        *,
+        restores: bool = False,
+    ) -> CommitResult:
+        mark = lakesql.mark_commit(prev, tok, what)
+        failure = await self._transaction(mark, write, timeout_s)
+        if failure is not None and is_conflict(failure) and not restores:
+            failure = await self._transaction(mark, write, timeout_s)
         try:
             with catalog_errors():
                 token, epoch, committed_at = await self._pool.fetchrow(_TRUTH, self._lake)
         except Unavailable:
-            return CommitResult(outcome=CommitOutcome.REREAD, error="the catalog does not answer")
+            return CommitResult(outcome=CommitOutcome.REREAD, error=_NO_CATALOG)
         if failure is None and token >= tok:
             return CommitResult(outcome=CommitOutcome.DONE, committed_at=committed_at)
         if failure is None and token == prev:
-            # Nothing changed in the lake, so DuckLake made no snapshot and no trigger fired.
-            return await self._call(_ADVANCE, prev, tok)
+            # Nothing changed in the lake, so DuckLake made no snapshot and no trigger fired. Or there is no trigger any more:
+            # then this commit is made good, and it is the last.
+            result = await self._call(_ADVANCE, prev, tok)
+            await _check_guards(self._pool, self._lake)
+            return result
         if epoch != self._epoch:
             return CommitResult(outcome=CommitOutcome.FENCED)
         if failure is None or token != prev:
             return CommitResult(outcome=CommitOutcome.REREAD, error="the watermark has moved")
-        return _judge(failure)
+        return judge(failure, root=self._root, doubt=restores)
 
-    async def _transaction(self, mark: str, write: Work) -> _Failure | None:
-        step: _Step = "begin"
+    async def _transaction(self, mark: str, write: Work, timeout_s: float) -> Failure | None:
+        step: Step = "begin"
 
         def work(connection: duckdb.DuckDBPyConnection) -> None:
             nonlocal step
@@ -237,16 +392,16 @@ class DuckLakeWriter:
                 step = "write"
                 write(connection)
                 step = "commit"
-                connection.execute("COMMIT")
+                self._guard.commit(connection)
             except BaseException:
-                with suppress(duckdb.Error):  # after a failed COMMIT there is nothing to roll back
-                    connection.execute("ROLLBACK")
+                if step != "commit":
+                    self._guard.rollback(connection)
                 raise
 
         try:
-            await self._engine.run(work, timeout_s=_COMMIT_TIMEOUT_S)
-        except (duckdb.Error, TimeoutError, _Differs) as error:
-            return _Failure(error=error, step=step)
+            await self._engine.run(work, timeout_s=timeout_s)
+        except (duckdb.Error, TimeoutError, Differs) as error:
+            return Failure(error=error, step=step)
         return None
 
     async def _call(self, query: str, *args: object) -> CommitResult:
@@ -263,22 +418,6 @@ class DuckLakeWriter:
                 )
             raise
         return CommitResult(outcome=CommitOutcome.DONE)
-
-
-def _attach(lake: str, epoch: int, store: StoreSettings, secret_dir: Path) -> str:
-    options = {
-        "duckmesh.role": "w",
-        "duckmesh.epoch": str(epoch),
-        "statement_timeout": "30s",
-        "lock_timeout": "5s",
-    }
-    conninfo = lakesql.conninfo(
-        read_secret(secret_dir, "dsn"),
-        application_name=f"dm:{lake}:w:{epoch}",
-        options=lakesql.options_text(options),
-        **_NETWORK,
-    )
-    return lakesql.attach_lake(conninfo, schema=lake, data_path=duckdb_engine.data_path(store))
 
 
 async def _check_guards(pool: asyncpg.Pool, lake: str) -> None:
@@ -298,26 +437,13 @@ async def _check_guards(pool: asyncpg.Pool, lake: str) -> None:
         )
 
 
-def _judge(failure: _Failure) -> CommitResult:
-    """What to do about a transaction of which nothing landed, while the catalog answers and the lease is ours."""
-    error = failure.error
-    if isinstance(error, _Differs):
-        return CommitResult(outcome=CommitOutcome.REJECTED, error="another table has this name")
-    if failure.step == "commit" and _verdict(error).startswith("DUCKMESH_POLICY"):
-        raise RuntimeError("the fence refused a commit that is never allowed") from error
-    # Before the rows are touched the newest snapshot is asked for, and a refusal of that (a lock, a lost connection) comes
-    # as a BinderException too: only what is raised while writing can be the rows' fault.
-    if failure.step == "write" and isinstance(error, _CONTENT):
-        return CommitResult(outcome=CommitOutcome.REJECTED, error=_first_line(str(error)))
-    logger.warning("commit did not land", extra={"error_type": type(error).__name__})
-    return CommitResult(outcome=CommitOutcome.REREAD, error="store or catalog did not take it")
+def _detach_past(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(lakesql.detach_past())
 
 
-def _verdict(error: BaseException) -> str:
-    """Postgres's own words: they come last, after the statement with pieces of rows in it."""
-    return str(error).rpartition("ERROR:")[2].lstrip()
+def _refuse(error: Corrupt) -> CommitResult:
+    return _refused(f"{error.code}: {error.message}")
 
 
-def _first_line(text: str) -> str:
-    """The engine's own summary: what follows may name files and connections."""
-    return text.partition("\n")[0][:500]
+def _refused(text: str) -> CommitResult:
+    return CommitResult(outcome=CommitOutcome.REJECTED, error=text, whole=True)

@@ -38,6 +38,11 @@ SELECT l.epoch, coalesce(h.epoch = l.epoch AND h.expires_at > clock_timestamp(),
 """
 _TRY_LOCK: Final = "SELECT pg_try_advisory_lock(hashtext($1), $2::int)"
 _UNLOCK: Final = "SELECT pg_advisory_unlock(hashtext($1), $2::int)"
+PROTOCOL: Final = 3
+"""What entries of the bus may hold and where the watermark may stand; see migrations 0004 and 0006."""
+
+_PROTOCOL: Final = "SELECT protocol FROM duckmesh.lease WHERE lake = $1 AND role = 'w'"
+_REQUIRE: Final = "SELECT duckmesh.require_protocol($1, $2)"
 _TAKE_OVER: Final = "SELECT duckmesh.take_over($1, 'w', $2, $3)"
 _NAME: Final = "SELECT set_config('application_name', $1, false)"
 _BEAT: Final = "SELECT duckmesh.beat($1, 'w', $2, $3, $4, make_interval(secs => $5), $6)"
@@ -68,6 +73,25 @@ class PostgresElection:
         self._connection: asyncpg.Connection | None = None
         self._term: Term | None = None
         self._beating: asyncio.Task[None] | None = None
+
+    async def speaks_more(self) -> bool:
+        """Whether the lake's protocol is an earlier release's.
+
+        Raises:
+            Unavailable: The catalog does not answer.
+        """
+        with catalog_errors():
+            known = await self._pool.fetchval(_PROTOCOL, self._lake)
+        return known is not None and known < PROTOCOL
+
+    async def require_protocol(self) -> None:
+        """Keep processes of an earlier release from committing; call it before any input is accepted.
+
+        Raises:
+            Unavailable: The catalog does not answer, or the holder's commit does not end: call again.
+        """
+        with catalog_errors():
+            await self._pool.execute(_REQUIRE, self._lake, PROTOCOL)
 
     async def campaign(self) -> Term:
         """See `Election.campaign`."""
@@ -176,6 +200,7 @@ class PostgresElection:
                 self._secret_dir,
                 application_name=f"duckmesh:{self._lake}:standby",
                 statement_timeout_ms=_STATEMENT_TIMEOUT_MS,
+                settings={"duckmesh.protocol": str(PROTOCOL)},
             )
         return self._connection
 

@@ -147,7 +147,7 @@ async def _make_lake(settings: MigrateSettings) -> None:
 
 
 async def _install(connection: asyncpg.Connection, settings: MigrateSettings) -> None:
-    """Fence, bus, dead letters and rights, in one transaction."""
+    """Fence, bus, pins, restore and rights, in one transaction."""
     logins = (settings.writer, settings.maintenance, settings.reader)
     async with connection.transaction():
         await connection.execute(
@@ -157,7 +157,10 @@ async def _install(connection: asyncpg.Connection, settings: MigrateSettings) ->
             "SELECT duckmesh.install_bus($1, $2, $3, $4)", settings.lake, *logins
         )
         await connection.execute(
-            "SELECT duckmesh.install_dead_letters($1, $2)", settings.lake, settings.writer
+            "SELECT duckmesh.install_pins($1, $2, $3)", settings.lake, *logins[:2]
+        )
+        await connection.execute(
+            "SELECT duckmesh.install_restore($1, $2)", settings.lake, settings.writer
         )
 
 

@@ -1,9 +1,9 @@
-"""The tenant's part of the object store, read-only: Parquet for the read proxy. The only user of obstore."""
+"""The tenant's part of the object store: Parquet for the read proxy, staged files taken back. The only user of obstore."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -43,6 +43,15 @@ class StoreObjects:
             return bytes(
                 await obstore.get_range_async(self._store, path, start=start, length=length)
             )
+
+    async def remove(self, path: str) -> None:
+        """Remove a file that nothing names; one that is not there is fine.
+
+        Raises:
+            Unavailable: STORAGE_UNAVAILABLE.
+        """
+        with suppress(Corrupt), self._errors():
+            await obstore.delete_async(self._store, path)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -137,6 +137,11 @@ class catalog_errors:
         return wrapped
 
 
+def quoted(name: str) -> str:
+    """A Postgres identifier: the only way a name gets into a statement."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether an error says that the database does not answer now, rather than that the statement is wrong."""
     if isinstance(error, asyncpg.PostgresError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -58,10 +58,16 @@ class ApiError(Exception):
 
 
 class Client:
-    """Calls of the API; use as an async context manager."""
+    """Calls of the API; use as an async context manager.
 
-    def __init__(self, connection: Connection) -> None:
+    `away` is told, once, of the first try that nobody answers and that is made again: the wait may be long.
+    """
+
+    def __init__(
+        self, connection: Connection, *, away: Callable[[ApiError, float], None] | None = None
+    ) -> None:
         self._connection = connection
+        self._away = away
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
@@ -92,6 +98,11 @@ class Client:
         async with self._answer(method, path, **options) as answer:
             return await answer.json(content_type=None)
 
+    async def once(self, method: str, path: str, **options: Any) -> Any:
+        """As `call`, in one try: for what may not be repeated."""
+        async with await self._once(method, path, **options) as answer:
+            return await answer.json(content_type=None)
+
     async def peek(self, path: str) -> Any:
         """The decoded JSON answer of one GET, whatever its status.
 
@@ -104,19 +115,28 @@ class Client:
             except ValueError:
                 raise await _refusal(answer) from None
 
-    async def stream(self, path: str, body: object, accept: str) -> AsyncIterator[bytes]:
-        """The bytes of a streamed answer as they come.
+    async def stream(
+        self,
+        path: str,
+        body: object,
+        accept: str,
+        *,
+        begun: Callable[[Mapping[str, str]], None] | None = None,
+    ) -> AsyncIterator[bytes]:
+        """The bytes of a streamed answer as they come; `begun` gets the answer's headers before the first of them.
 
         Raises:
-            ApiError: As of `call`; UNREACHABLE when the answer breaks off.
+            ApiError: As of `call`; INCOMPLETE when the answer breaks off.
         """
         async with self._answer("POST", path, json=body, headers={"Accept": accept}) as answer:
+            if begun is not None:
+                begun(answer.headers)
             try:
                 async for chunk in answer.content.iter_any():
                     yield chunk
             except aiohttp.ClientError as error:
                 raise ApiError(
-                    {"error_code": "INCOMPLETE", "message": "the answer broke off: run it again"}
+                    {"error_code": "INCOMPLETE", "message": "the answer broke off"}
                 ) from error
 
     @asynccontextmanager
@@ -140,6 +160,9 @@ class Client:
                 wait_s = max(error.retry_after_s, pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - a pause, no secret
                 if not error.retryable or loop.time() + wait_s > deadline:
                     raise
+                if error.code == "UNREACHABLE" and self._away is not None:
+                    self._away(error, deadline - loop.time())
+                    self._away = None
             await asyncio.sleep(wait_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
@@ -156,13 +179,13 @@ class Client:
         url = self._connection.url.rstrip("/") + path
         try:
             return await self._session.request(method, url, **options)
+        except aiohttp.InvalidURL as error:
+            message = f"{self._connection.url} is no URL: want one like http://127.0.0.1:8080"
+            raise ApiError({"error_code": "UNREACHABLE", "message": message}) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            message = f"{self._connection.url} does not answer ({type(error).__name__})"
             raise ApiError(
-                {
-                    "error_code": "UNREACHABLE",
-                    "message": f"{self._connection.url} does not answer ({type(error).__name__})",
-                    "retryable": not isinstance(error, aiohttp.InvalidURL),
-                }
+                {"error_code": "UNREACHABLE", "message": message, "retryable": True}
             ) from error
 
 

@@ -1,79 +1,44 @@
-"""The client commands of `duckmesh`. Bodies import what they need: `--help` must be quick."""
+"""The client commands of `duckmesh`: `ingest`, `status`, and the list of all.
+
+Bodies import what they need: `--help` must be quick.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import time
-from collections.abc import Callable, Coroutine
-from functools import wraps
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from duckmesh_runtime.cli.completion import completion
+from duckmesh_runtime.cli.connected import ANSWER, REFUSED, connected, examples
+from duckmesh_runtime.cli.dead_letters import dead_letters
+from duckmesh_runtime.cli.lag import lag
+from duckmesh_runtime.cli.query import query
+from duckmesh_runtime.cli.snapshots import snapshots
+from duckmesh_runtime.cli.tables import tables
+
 if TYPE_CHECKING:
-    from duckmesh_runtime.cli.client import Client, Connection
-    from duckmesh_runtime.cli.ingest import Progress as IngestProgress
+    from duckmesh_runtime.cli.client import Client
+    from duckmesh_runtime.cli.ingest import How, Progress
+    from duckmesh_runtime.cli.sources import Source
 
-REFUSED: Final = 1
-UNAVAILABLE: Final = 3
-INTERRUPTED: Final = 130
-_HISTORY: Final = 120  # seconds of `lag -w`
-
-Command = Callable[..., Any]
+_WAIT_MS: Final = 60_000
+Sent = Sequence["tuple[Source, Progress]"]
 
 
-def connected(command: Callable[..., Coroutine[Any, Any, None]]) -> Command:
-    """Give a command its client, the connection options, and one way to end on errors."""
-
-    @click.option("--url", help="Base URL of the lake's API (DUCKMESH_URL).")
-    @click.option("--api-key", help="API key, dmk_... (DUCKMESH_API_KEY).")
-    @wraps(command)
-    def run(url: str | None, api_key: str | None, **options: Any) -> None:
-        from duckmesh_runtime.cli.connection import find_connection
-
-        above = click.get_current_context().obj
-        connection = find_connection(
-            url or above.get("url"),
-            api_key or above.get("api_key"),
-            above["connection_file"],
-        )
-        sys.exit(_exit_code(connection, command, options))
-
-    return run
-
-
-def _exit_code(
-    connection: Connection,
-    command: Callable[..., Coroutine[Any, Any, None]],
-    options: dict[str, Any],
-) -> int:
-    from duckmesh_runtime.cli.client import ApiError, Client
-    from duckmesh_runtime.cli.show import show_error
-
-    async def with_client() -> None:
-        async with Client(connection) as client:
-            await command(client, **options)
-
-    try:
-        asyncio.run(with_client())
-    except ApiError as error:
-        show_error(error)
-        return UNAVAILABLE if error.retryable else REFUSED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`): nothing more to say, also not at exit.
-        sys.stdout = None
-        return 0
-    return 0
-
-
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--table", help="Table to fill; default: the file's name.")
+@click.command(
+    epilog=examples(
+        "duckmesh ingest flights.parquet --create",
+        "duckmesh ingest 'logs/*.ndjson.gz' --table logs --wait",
+        "gzip -dc rows.csv.gz | duckmesh ingest - --format csv --table rows",
+        'duckmesh query "FROM flights" --token "$(duckmesh ingest flights.parquet)"',
+    )
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--table", help="Table to fill; default: the file's name, for a folder the folder's.")
 @click.option("--create", is_flag=True, help="Make the table from the file if there is none.")
 @click.option(
     "--format",
@@ -82,171 +47,166 @@ def _exit_code(
     help="Default: by the file's name.",
 )
 @click.option("--null", "nulls", multiple=True, default=[""], help="Text that means NULL in CSV.")
+@click.option(
+    "--op",
+    type=click.Choice(["insert", "upsert", "delete"]),
+    help="What the rows do; default: upsert where there is a primary key, else insert.",
+)
+@click.option("--atomic", is_flag=True, help="Refuse a piece of the file whole if a row is bad.")
 @click.option("--wait", is_flag=True, help="Wait until the rows are visible.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text")
+@ANSWER
 @connected
 async def ingest(
     client: Client,
     *,
-    file: Path,
+    files: tuple[str, ...],
     table: str | None,
     create: bool,
     file_format: str | None,
     nulls: tuple[str, ...],
+    op: str | None,
+    atomic: bool,
     wait: bool,
     output: str,
 ) -> None:
-    """Send FILE (CSV, NDJSON, Parquet, Arrow); sending it again adds nothing."""
-    from duckmesh_runtime.cli.files import BadFile, open_file, table_name
-    from duckmesh_runtime.cli.ingest import send_file, wait_visible
-    from duckmesh_runtime.cli.show import error_console, ingest_bar
+    """Send files (CSV, NDJSON, Parquet, Arrow); sending one again adds nothing.
+
+    FILE is a file, a folder with all data files below it, a pattern in quotes, or `-` for standard input. The last
+    line on standard output is the visibility token: a query that asks for it has all the rows.
+    """
+    from duckmesh_runtime.cli.files import BadFile
+    from duckmesh_runtime.cli.ingest import How, wait_visible
+    from duckmesh_runtime.cli.show import waiting
+    from duckmesh_runtime.cli.sources import find_sources
 
     started = time.monotonic()
     try:
-        source = open_file(file, file_format, nulls)
-        name = table or table_name(file)
-        with ingest_bar() as bar:
-            task = bar.add_task(name, total=source.rows(), rate="", lag="")
-
-            def seen(progress: IngestProgress) -> None:
-                rate = f"{progress.sent / (time.monotonic() - started):,.0f} rows/s"
-                lag = "" if progress.lag_ms is None else f"lag {progress.lag_ms:,} ms"
-                bar.update(task, completed=progress.sent, rate=rate, lag=lag)
-
-            progress = await send_file(client, source, name, create=create, seen=seen)
-            bar.update(task, total=progress.sent, completed=progress.sent)
+        with find_sources(files, table, file_format, nulls) as sources:
+            how = How(create=create, op=op, atomic=atomic)
+            sent = await _send_all(client, sources, how)
     except BadFile as error:
         raise click.ClickException(str(error)) from error
-    seconds = time.monotonic() - started
-    snapshot = (
-        await wait_visible(client, progress.token, 60_000) if wait and progress.token else None
-    )
-    summary = {
-        "table": name,
-        "rows": progress.sent,
-        "accepted": progress.sent - progress.duplicates,
-        "duplicates": progress.duplicates,
-        "seconds": round(seconds, 3),
-        "token": progress.token,
-        "visible_snapshot_id": snapshot,
-    }
+    seconds, snapshot = time.monotonic() - started, None
+    token = next((p.token for _, p in reversed(sent) if p.token), "")
+    if wait and token:
+        with waiting("until the rows are visible"):
+            snapshot = await wait_visible(client, token, _WAIT_MS)
+    for source, progress in sent:
+        where = f"{source.file.path.name}: " if len(sent) > 1 else ""
+        for refusal in progress.refusals:
+            click.echo(where + refusal, err=True)
     if output == "json":
-        click.echo(json.dumps(summary))
-        return
-    known = f", {progress.duplicates:,} of them already there" if progress.duplicates else ""
-    error_console.print(f"{progress.sent:,} rows in {seconds:.1f} s{known}")
+        click.echo(json.dumps(_summary(sent, seconds, token, snapshot)))
+    else:
+        _show_sent(sent, seconds, token, snapshot)
+    if any(progress.rejected for _, progress in sent):
+        raise SystemExit(REFUSED)
+
+
+async def _send_all(
+    client: Client, sources: Sequence[Source], how: How
+) -> list[tuple[Source, Progress]]:
+    """Send one file after the other, with a bar each."""
+    from duckmesh_runtime.cli.ingest import send_file
+    from duckmesh_runtime.cli.show import ingest_bar
+
+    sent: list[tuple[Source, Progress]] = []
+    with ingest_bar() as bar:
+        try:
+            for source in sources:
+                name = source.table if len(sources) == 1 else source.file.path.name
+                task = bar.add_task(name, total=source.file.rows(), rate="", lag="")
+                begun = time.monotonic()
+
+                def seen(progress: Progress, task: Any = task, begun: float = begun) -> None:
+                    rate = f"{progress.sent / (time.monotonic() - begun):,.0f} rows/s"
+                    lag = "" if progress.lag_ms is None else f"lag {progress.lag_ms:,} ms"
+                    bar.update(task, completed=progress.sent, rate=rate, lag=lag)
+
+                progress = await send_file(client, source.file, source.table, how, seen=seen)
+                bar.update(task, total=progress.sent, completed=progress.sent)
+                sent.append((source, progress))
+        except Exception:
+            if len(sources) > 1:
+                bar.console.print(
+                    f"{len(sent)} of {len(sources)} files are in: run it again, what is in is not doubled"
+                )
+            raise
+    return sent
+
+
+def _summary(sent: Sent, seconds: float, token: str, snapshot: int | None) -> dict[str, object]:
+    """Of all files together, and of each."""
+    names = {source.table for source, _ in sent}
+    each = [
+        {"file": source.file.path.name, "table": source.table, **_counts([progress])}
+        for source, progress in sent
+    ]
+    return {
+        "table": names.pop() if len(names) == 1 else None,
+        **_counts([progress for _, progress in sent]),
+        "seconds": round(seconds, 3),
+        "token": token,
+        "visible_snapshot_id": snapshot,
+        "files": each,
+    }
+
+
+def _counts(sent: Sequence[Progress]) -> dict[str, int]:
+    rows, known = sum(p.sent for p in sent), sum(p.duplicates for p in sent)
+    rejected = sum(p.rejected for p in sent)
+    return {"rows": rows, "accepted": rows - known, "duplicates": known, "rejected": rejected}
+
+
+def _show_sent(sent: Sent, seconds: float, token: str, snapshot: int | None) -> None:
+    from duckmesh_runtime.cli.show import error_console
+
+    counts = _counts([progress for _, progress in sent])
+    files = f" of {len(sent)} files" if len(sent) > 1 else ""
+    known = f", {counts['duplicates']:,} of them already there" if counts["duplicates"] else ""
+    refused = f", {counts['rejected']:,} rejected" if counts["rejected"] else ""
+    error_console.print(f"{counts['rows']:,} rows{files} in {seconds:.1f} s{known}{refused}")
     if snapshot is not None:
         error_console.print(f"visible in snapshot {snapshot}")
-    click.echo(progress.token)
+    click.echo(token)
 
 
-@click.command()
-@click.argument("sql")
-@click.option("--token", help="Ask for at least the rows of this visibility token.")
-@click.option(
-    "--output", type=click.Choice(["table", "csv", "json", "ndjson", "arrow"]), default="table"
-)
-@click.option("--limit", type=click.IntRange(1), help="Most rows of the answer.")
-@click.option("--timeout-ms", type=click.IntRange(1), help="Longest run of the statement.")
+@click.command(epilog=examples("duckmesh status"))
+@ANSWER
 @connected
-async def query(
-    client: Client,
-    *,
-    sql: str,
-    token: str | None,
-    output: str,
-    limit: int | None,
-    timeout_ms: int | None,
-) -> None:
-    """Run one SELECT; `-` reads it from standard input."""
-    body: dict[str, object] = {"sql": sys.stdin.read() if sql == "-" else sql}
-    if token:
-        body |= {"min_visibility_token": token, "consistency_timeout_ms": 30_000}
-    if limit:
-        body["row_limit"] = limit
-    if timeout_ms:
-        body["timeout_ms"] = timeout_ms
-    streamed = {
-        "csv": "text/csv",
-        "ndjson": "application/x-ndjson",
-        "arrow": "application/vnd.apache.arrow.stream",
-    }
-    if output in streamed:
-        async for chunk in client.stream("/v1/query", body, streamed[output]):
-            sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
-        return
-    answer = await client.call("POST", "/v1/query", json=body)
-    if output == "json":
-        click.echo(json.dumps(answer))
-        return
-    from duckmesh_runtime.cli.show import show_rows
-
-    show_rows(answer)
-
-
-@click.command()
-@click.option("-w", "--watch", is_flag=True, help="Live, with a picture of the last two minutes.")
-@click.option("--output", type=click.Choice(["table", "json"]), default="table")
-@connected
-async def lag(client: Client, *, watch: bool, output: str) -> None:
-    """Show how far the lake is behind its input."""
-    from duckmesh_runtime.cli.show import console, lag_table
-
-    found = await client.call("GET", "/v1/lag")
-    if output == "json":
-        click.echo(json.dumps(found))
-    elif not watch:
-        console.print(lag_table(found, []))
-    else:
-        await _watch(client, found)
-
-
-async def _watch(client: Client, found: dict[str, Any]) -> None:
-    from rich.live import Live
-
-    from duckmesh_runtime.cli.show import console, lag_table
-
-    history: list[int] = []
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            history = [*history, int(found["lag_ms"])][-_HISTORY:]
-            live.update(lag_table(found, history), refresh=True)
-            await asyncio.sleep(1)
-            found = await client.call("GET", "/v1/lag")
-
-
-@click.command()
-@click.option("--output", type=click.Choice(["table", "json"]), default="table")
-@connected
-async def tables(client: Client, *, output: str) -> None:
-    """List the tables and their columns."""
-    from duckmesh_runtime.cli.show import show_tables
-
-    found = (await client.call("GET", "/v1/tables"))["tables"]
-    if output == "json":
-        click.echo(json.dumps(found))
-    else:
-        show_tables(found)
-
-
-@click.command()
-@connected
-async def status(client: Client) -> None:
+async def status(client: Client, *, output: str) -> None:
     """Show whether the lake is ready, what it depends on, and its lag."""
     from duckmesh_runtime.cli.client import ApiError
-    from duckmesh_runtime.cli.show import console, lag_table
 
     ready = await client.peek("/v1/ready")
-    click.echo(f"status: {ready['status']}")
-    for name, state in ready["dependencies"].items():
-        click.echo(f"  {name}: {state}")
     try:
-        console.print(lag_table(await client.call("GET", "/v1/lag"), []))
+        lag = await client.call("GET", "/v1/lag")
     except ApiError as error:
         if error.code != "FORBIDDEN":
             raise
+        lag = None
+    if output == "json":
+        click.echo(json.dumps({**ready, "lag": lag}))
+        return
+    from duckmesh_runtime.cli.lag_view import lag_table
+    from duckmesh_runtime.cli.show import show
+
+    click.echo(f"status: {ready['status']}")
+    for name, state in ready["dependencies"].items():
+        click.echo(f"  {name}: {state}")
+    if lag is None:
         click.echo("lag: needs a key with ops_admin")
+    else:
+        show(lag_table(lag))
 
 
-COMMANDS: Final = (ingest, query, lag, tables, status)
+COMMANDS: Final = (
+    ingest,
+    query,
+    lag,
+    tables,
+    snapshots,
+    dead_letters,
+    status,
+    completion,
+)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +34,18 @@ def find_connection(url: str | None, api_key: str | None, file: Path) -> Connect
     if not api_key:
         raise click.UsageError("no API key: pass --api-key or set DUCKMESH_API_KEY")
     return Connection(url=url, api_key=api_key)
+
+
+@contextmanager
+def from_here(url: str | None, api_key: str | None) -> Iterator[Connection]:
+    """The way of `duckmesh`: a command's own options, then those before it, then the file.
+
+    Raises:
+        click.UsageError: As `find_connection`.
+    """
+    above = click.get_current_context().obj
+    file: Path = above["connection_file"]
+    yield find_connection(url or above["url"], api_key or above["api_key"], file)
 
 
 def save_connection(file: Path, url: str, api_key: str) -> bool:

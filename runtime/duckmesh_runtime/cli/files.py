@@ -59,6 +59,11 @@ class DataFile:
     format: str
     nulls: Sequence[str] = ("",)
 
+    @property
+    def is_sent_as_it_is(self) -> bool:
+        """Whether the API reads its text just as it is."""
+        return self.format == "ndjson" or (self.format == "csv" and tuple(self.nulls) == ("",))
+
     def fingerprint(self) -> str:
         """Digest of its content: the same file has the same, wherever it lies."""
         digest = hashlib.sha256()
@@ -69,7 +74,7 @@ class DataFile:
 
     def schema(self) -> pa.Schema:
         """Columns and types, for a text file as its content suggests them."""
-        with _readable(self):
+        with readable(self):
             if self.format == "parquet":
                 return pq.read_schema(self.path)
             if self.format == "arrow":
@@ -80,7 +85,7 @@ class DataFile:
         """How many, when the format says so."""
         if self.format != "parquet":
             return None
-        with _readable(self):
+        with readable(self):
             return int(pq.read_metadata(self.path).num_rows)
 
     def pieces(self, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -88,7 +93,7 @@ class DataFile:
 
         Columns that the file lacks are NULL; columns that the schema lacks are refused.
         """
-        with _readable(self):
+        with readable(self):
             for table in _regroup(self._batches(schema)):
                 yield from _halved(fit(table, schema))
 
@@ -145,11 +150,16 @@ def open_file(path: Path, file_format: str | None, nulls: Sequence[str]) -> Data
     """
     if not path.is_file():
         raise BadFile(f"{path}: is no file")
-    suffixes = [s.lower() for s in path.suffixes if s.lower() not in _COMPRESSED]
-    known = file_format or _FORMATS.get(suffixes[-1] if suffixes else "")
+    known = file_format or format_of(path)
     if known is None:
         raise BadFile(f"{path.name}: unknown format; pass --format {'|'.join(FORMATS)}")
     return DataFile(path=path, format=known, nulls=tuple(nulls))
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a file's name tells."""
+    suffixes = [s.lower() for s in path.suffixes if s.lower() not in _COMPRESSED]
+    return _FORMATS.get(suffixes[-1] if suffixes else "")
 
 
 def table_definition(name: str, schema: pa.Schema) -> dict[str, object]:
@@ -303,7 +313,7 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield from reader
 
 
-class _readable:
+class readable:
     """Reading errors of pyarrow and the system as `BadFile`; used like a statement, hence the name."""
 
     def __init__(self, file: DataFile) -> None:

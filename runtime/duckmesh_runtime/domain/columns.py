@@ -6,20 +6,35 @@ out: DuckLake takes them, but its Parquet files keep them with loss (measured wi
 
 from __future__ import annotations
 
-import base64
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Context, Decimal, Inexact, InvalidOperation
+from decimal import Decimal
 from functools import partial
 from typing import Final
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from duckmesh_runtime.domain.texts import (
+    YEARS_TO_CHECK,
+    check_years,
+    parse_booleans,
+    parse_bytes,
+    parse_dates,
+    parse_decimals,
+    parse_floats,
+    parse_integers,
+    parse_texts,
+    parse_times,
+    parse_timestamps,
+    parse_uuids,
+    read_timestamps,
+)
 
 Values = Sequence[object]
+Parse = Callable[[pa.Array], pa.Array]
 
 BAD_VALUE: Final = (ValueError, TypeError, ArithmeticError, RecursionError, pa.ArrowException)
 """What `ColumnType.build` raises for a value that does not fit; ArrowInvalid and UnicodeError are ValueErrors."""
@@ -34,6 +49,7 @@ class ColumnType:
         arrow: Arrow type of its arrays. UUID and JSON travel as checked strings, DuckDB casts them when inserting.
         expects: What a JSON value must be, for error messages.
         build: JSON values (None is NULL) to an array of `arrow`; raises one of `BAD_VALUE` if any value does not fit.
+        parse: Texts to the same, for formats that know only text; JSON documents for lists, structs, maps and JSON.
         scalar: Whether it may be a key and have a default.
     """
 
@@ -41,6 +57,7 @@ class ColumnType:
     arrow: pa.DataType
     expects: str
     build: Callable[[Values], pa.Array]
+    parse: Parse
     scalar: bool = True
 
 
@@ -54,6 +71,18 @@ def _require(values: Values, *allowed: type) -> None:
         raise TypeError
 
 
+def json_number(text: str) -> float | Decimal:
+    """A JSON number with point or exponent: a Decimal where a double might not give back all digits.
+
+    For `msgspec` decoders, as `float_hook`.
+    """
+    plain = len(text) <= _SURE_DIGITS and "e" not in text and "E" not in text
+    return float(text) if plain else Decimal(text)
+
+
+_SURE_DIGITS: Final = 15
+
+
 def _booleans(values: Values) -> pa.Array:
     _require(values, bool)
     return pa.array(values, pa.bool_())
@@ -64,20 +93,25 @@ def _whole(value: object) -> int | None:
         if not re.fullmatch(r"-?[0-9]{1,20}", value):
             raise ValueError
         return int(value)
-    if isinstance(value, float) and not value.is_integer():
-        raise ValueError
-    return None if value is None else int(value)  # type: ignore[call-overload]  # checked by the caller
+    if isinstance(value, float | Decimal):
+        if not (-_FAR < value < _FAR and value == int(value)):
+            raise ValueError
+        return int(value)
+    return value  # type: ignore[return-value]  # checked by the caller: a whole number or None
+
+
+_FAR: Final = 10**20  # beyond all integer types; what is whole and far would take long to write out
 
 
 def _integers(values: Values, *, arrow: pa.DataType) -> pa.Array:
-    _require(values, int, float, str)
+    _require(values, int, float, Decimal, str)
     if python_kinds(values) - {int}:
         values = [_whole(value) for value in values]
     return pa.array(values, arrow)
 
 
 def _floats(values: Values, *, arrow: pa.DataType, largest: float) -> pa.Array:
-    _require(values, int, float)
+    _require(values, int, float, Decimal)
     found = [None if v is None else float(v) for v in values]  # type: ignore[arg-type]  # checked
     if not all(-largest <= v <= largest for v in found if v is not None):  # NaN is not within
         raise OverflowError
@@ -85,20 +119,12 @@ def _floats(values: Values, *, arrow: pa.DataType, largest: float) -> pa.Array:
 
 
 def _decimals(values: Values, *, arrow: pa.Decimal128Type) -> pa.Array:
-    _require(values, int, float, str)
-    # pyarrow 26 crashes the process on exponents such as 1E-999999999: never hand it a Decimal of unknown scale.
-    exact = Context(prec=arrow.precision, traps=[Inexact, InvalidOperation])
-    step = Decimal(1).scaleb(-arrow.scale)
-    return pa.array(
-        [None if v is None else _decimal(v).quantize(step, context=exact) for v in values], arrow
+    _require(values, int, float, Decimal, str)
+    # repr gives the digits of a float that were sent; str of an integer has a limit, which is a ValueError
+    texts = pa.array(
+        [v if v is None or isinstance(v, str) else str(v) for v in values], pa.string()
     )
-
-
-def _decimal(value: object) -> Decimal:
-    text = str(value)
-    if len(text) > 100 or not re.fullmatch(r"[+-]?[0-9]*\.?[0-9]*([eE][+-]?[0-9]{1,6})?", text):
-        raise ValueError
-    return Decimal(text)
+    return parse_decimals(texts, arrow)
 
 
 def _texts(values: Values) -> pa.Array:
@@ -108,101 +134,49 @@ def _texts(values: Values) -> pa.Array:
     return pa.array(values, pa.string())  # lone surrogates raise
 
 
-def check_text(array: pa.Array) -> None:
-    """Refuse NUL in text: catalogs keep smallest and largest values as Postgres text, which cannot hold it."""
-    if pc.any(pc.match_substring(array, "\0"), min_count=0).as_py():
-        raise ValueError
-
-
-def _bytes(values: Values) -> pa.Array:
-    _require(values, str)
-    return pa.array(
-        [None if v is None else base64.b64decode(v, validate=True) for v in values],  # type: ignore[arg-type]  # checked
-        pa.binary(),
-    )
-
-
-def _dates(values: Values) -> pa.Array:
-    return _in_years(values, pc.cast(_texts(values), pa.date32()))
-
-
-def _times(values: Values) -> pa.Array:
-    texts = _texts(values)
-    return pc.cast(
-        pc.cast(pc.binary_join_element_wise("1970-01-01T", texts, ""), pa.timestamp("us")),
-        pa.time64("us"),
-    )
+def _parsed(values: Values, *, parse: Parse) -> pa.Array:
+    return parse(_texts(values))
 
 
 def _timestamps(values: Values, *, arrow: pa.TimestampType) -> pa.Array:
     texts = _texts(values)
-    zoned = _ZONE.search(next((v for v in values if isinstance(v, str)), "")) is not None
-    try:  # most batches are of one kind
-        found = pc.cast(texts, pa.timestamp(arrow.unit, "UTC" if zoned else None))
-    except pa.ArrowInvalid:
-        mixed = pa.array(list(map(_with_zone, texts.to_pylist())), pa.string())
-        found = pc.cast(mixed, pa.timestamp(arrow.unit, "UTC"))
-    return _in_years(values, found if found.type == arrow else pc.cast(found, arrow))
-
-
-_ZONE: Final = re.compile(r"[T ][^ ]*(Z|[+-][0-9]{2}(:?[0-9]{2})?)$")
-
-
-def _with_zone(text: str | None) -> str | None:
-    if text is None or _ZONE.search(text):
-        return text
-    return f"{text}T00Z" if len(text) == 10 else f"{text}Z"
-
-
-_FIRST_YEAR_S: Final = -62_135_596_800  # 0001-01-01, in seconds since 1970
-_AFTER_YEARS_S: Final = 253_402_300_800  # 10000-01-01
-_PER_SECOND: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-
-
-def _in_years(texts: Values, array: pa.Array) -> pa.Array:
-    edges = ("0000", "0001-01-01", "9999-12-31")  # an offset may still lead out of the range
-    if any(v.startswith(edges) for v in texts if v is not None):  # type: ignore[attr-defined]  # checked
-        check_years(array)
-    return array
-
-
-def check_years(array: pa.Array) -> None:
-    """Refuse dates and timestamps outside the years 1 to 9999, which many readers cannot show."""
-    if pa.types.is_date32(array.type):
-        numbers, low, after = (
-            array.cast(pa.int32()),
-            _FIRST_YEAR_S // 86400,
-            _AFTER_YEARS_S // 86400,
-        )
-    else:
-        if array.type.unit == "ns":
-            return  # 64 bits of nanoseconds are the years 1677 to 2262
-        scale = _PER_SECOND[array.type.unit]
-        numbers, low, after = array.cast(pa.int64()), _FIRST_YEAR_S * scale, _AFTER_YEARS_S * scale
-    ends = pc.min_max(numbers)
-    if ends["min"].is_valid and not low <= ends["min"].as_py() <= ends["max"].as_py() < after:
-        raise OverflowError
-
-
-_UUID: Final = (
-    r"^[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}(-?)[0-9a-fA-F]{4}(-?)[0-9a-fA-F]{4}(-?)[0-9a-fA-F]{12}$"
-)
-
-
-def _uuids(values: Values) -> pa.Array:
-    array = _texts(values)
-    check_uuids(array)
-    return pc.utf8_lower(array)
-
-
-def check_uuids(array: pa.Array) -> None:
-    """Refuse texts that are no UUIDs."""
-    if not pc.all(pc.match_substring_regex(array, _UUID), min_count=0).as_py():
-        raise ValueError
+    found = read_timestamps(texts, arrow, next((v for v in values if isinstance(v, str)), None))
+    # For a few rows the check of an array takes longer than all the rest.
+    if any(v.startswith(YEARS_TO_CHECK) for v in values if v is not None):  # type: ignore[attr-defined]  # texts
+        check_years(found)
+    return found
 
 
 def _documents(values: Values) -> pa.Array:
     return pa.array([None if v is None else json_text(v) for v in values], pa.string())
+
+
+def canonical_documents(array: pa.Array) -> pa.Array:
+    """Texts that hold JSON documents, in the form that `json_text` gives them.
+
+    Raises:
+        ValueError: Some text holds none. RecursionError: It is nested too deeply.
+    """
+    return pa.array(
+        [None if v is None else json_text(parse_json(v)) for v in array.to_pylist()], pa.string()
+    )
+
+
+def _from_documents(texts: pa.Array, *, build: Callable[[Values], pa.Array]) -> pa.Array:
+    return build([None if v is None else parse_json(v) for v in texts.to_pylist()])
+
+
+_JSON: Final = msgspec.json.Decoder(float_hook=json_number)
+_CANONICAL: Final = msgspec.json.Encoder(order="deterministic", decimal_format="number")
+
+
+def parse_json(text: str | bytes | memoryview) -> object:
+    """Decode one JSON value; numbers keep their digits (see `json_number`).
+
+    Raises:
+        ValueError: It is not JSON in UTF-8. RecursionError: It is nested too deeply.
+    """
+    return _JSON.decode(text)
 
 
 def json_text(value: object) -> str:
@@ -211,7 +185,7 @@ def json_text(value: object) -> str:
     Raises:
         ValueError: It holds what JSON cannot say, or an integer of more than 4,300 digits.
     """
-    return msgspec.json.encode(value, order="deterministic").decode()
+    return _CANONICAL.encode(value).decode()
 
 
 def _lists(values: Values, *, inner: ColumnType) -> pa.Array:
@@ -261,7 +235,11 @@ def _integer(name: str, bits: int, signed: bool) -> ColumnType:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     expects = f"a whole number from {low} to {high}"
     return ColumnType(
-        name=name, arrow=arrow, expects=expects, build=partial(_integers, arrow=arrow)
+        name=name,
+        arrow=arrow,
+        expects=expects,
+        build=partial(_integers, arrow=arrow),
+        parse=partial(parse_integers, arrow=arrow),
     )
 
 
@@ -274,49 +252,64 @@ def _timestamp(name: str, unit: str, digits: int, zone: str | None = None) -> Co
         arrow=arrow,
         expects=f'a timestamp like "{example}"{fraction} (without an offset it is UTC)',
         build=partial(_timestamps, arrow=arrow),
+        parse=partial(parse_timestamps, arrow=arrow),
     )
 
 
-def _float(name: str, arrow: pa.DataType, largest: float) -> ColumnType:
+FLOATS: Final = {"FLOAT": 3.4028234663852886e38, "DOUBLE": sys.float_info.max}
+"""The floating types, and the largest number of each."""
+
+
+def _float(name: str, arrow: pa.DataType) -> ColumnType:
+    largest = FLOATS[name]
     return ColumnType(
         name=name,
         arrow=arrow,
         expects=f"a finite number within the range of {name}",
         build=partial(_floats, arrow=arrow, largest=largest),
+        parse=partial(parse_floats, arrow=arrow, largest=largest),
     )
 
 
 def _scalars() -> dict[str, ColumnType]:
     def plain(
-        name: str, arrow: pa.DataType, expects: str, build: Callable[[Values], pa.Array]
+        name: str,
+        arrow: pa.DataType,
+        expects: str,
+        parse: Parse,
+        build: Callable[[Values], pa.Array] | None = None,
     ) -> ColumnType:
-        return ColumnType(name=name, arrow=arrow, expects=expects, build=build)
+        build = build or partial(_parsed, parse=parse)
+        return ColumnType(name=name, arrow=arrow, expects=expects, build=build, parse=parse)
 
-    text = "text without NUL characters or lone surrogates"
+    text = "text in UTF-8 without NUL characters or lone surrogates"
     types = [
-        plain("BOOLEAN", pa.bool_(), "true or false", _booleans),
+        plain("BOOLEAN", pa.bool_(), "true or false", parse_booleans, _booleans),
         *(
             _integer(name, bits, name[0] != "U")
             for stem, bits in (("TINYINT", 8), ("SMALLINT", 16), ("INTEGER", 32), ("BIGINT", 64))
             for name in (stem, f"U{stem}")
         ),
-        _float("FLOAT", pa.float32(), 3.4028234663852886e38),
-        _float("DOUBLE", pa.float64(), sys.float_info.max),
-        plain("VARCHAR", pa.string(), text, _texts),
-        plain("BLOB", pa.binary(), "bytes as base64 text", _bytes),
-        plain("DATE", pa.date32(), 'a date like "2024-01-31", years 0001 to 9999', _dates),
-        plain("TIME", pa.time64("us"), 'a time of day like "12:00:00.5", without offset', _times),
+        _float("FLOAT", pa.float32()),
+        _float("DOUBLE", pa.float64()),
+        plain("VARCHAR", pa.string(), text, parse_texts, _texts),
+        plain("BLOB", pa.binary(), "bytes as base64 text", parse_bytes),
+        plain("DATE", pa.date32(), 'a date like "2024-01-31", years 0001 to 9999', parse_dates),
+        plain(
+            "TIME", pa.time64("us"), 'a time of day like "12:00:00.5", without offset', parse_times
+        ),
         _timestamp("TIMESTAMP", "us", 6),
         _timestamp("TIMESTAMP_S", "s", 0),
         _timestamp("TIMESTAMP_MS", "ms", 3),
         _timestamp("TIMESTAMP_NS", "ns", 9),
         _timestamp("TIMESTAMP WITH TIME ZONE", "us", 6, "UTC"),
-        plain("UUID", pa.string(), "a UUID as text", _uuids),
+        plain("UUID", pa.string(), "a UUID as text", parse_uuids),
         ColumnType(
             name="JSON",
             arrow=pa.string(),
             expects="any JSON value",
             build=_documents,
+            parse=canonical_documents,
             scalar=False,
         ),
     ]
@@ -335,16 +328,19 @@ def decimal_type(precision: int, scale: int) -> ColumnType:
         arrow=arrow,
         expects=f"a number with at most {precision - scale} digits before and {scale} behind the point",
         build=partial(_decimals, arrow=arrow),
+        parse=partial(parse_decimals, arrow=arrow),
     )
 
 
 def list_type(inner: ColumnType) -> ColumnType:
     """A list of any length."""
+    build = partial(_lists, inner=inner)
     return ColumnType(
         name=f"{inner.name}[]",
         arrow=pa.list_(inner.arrow),
         expects=f"a list of {inner.name}",
-        build=partial(_lists, inner=inner),
+        build=build,
+        parse=partial(_from_documents, build=build),
         scalar=False,
     )
 
@@ -353,21 +349,25 @@ def struct_type(fields: Sequence[tuple[str, ColumnType]]) -> ColumnType:
     """An object of named fields, in order."""
     # Quoted throughout: `end` or `order` as a field would not parse bare.
     inside = ", ".join(f'"{name}" {inner.name}' for name, inner in fields)
+    build = partial(_structs, fields=tuple(fields))
     return ColumnType(
         name=f"STRUCT({inside})",
         arrow=pa.struct([pa.field(name, inner.arrow) for name, inner in fields]),
         expects="an object of " + ", ".join(f"{name} {inner.name}" for name, inner in fields),
-        build=partial(_structs, fields=tuple(fields)),
+        build=build,
+        parse=partial(_from_documents, build=build),
         scalar=False,
     )
 
 
 def map_type(inner: ColumnType) -> ColumnType:
     """An object of any text keys."""
+    build = partial(_maps, inner=inner)
     return ColumnType(
         name=f"MAP(VARCHAR, {inner.name})",
         arrow=pa.map_(pa.string(), inner.arrow),
         expects=f"an object with {inner.name} values",
-        build=partial(_maps, inner=inner),
+        build=build,
+        parse=partial(_from_documents, build=build),
         scalar=False,
     )

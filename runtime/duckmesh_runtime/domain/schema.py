@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -70,18 +70,18 @@ def parse_table(raw: object) -> TableDef:
     Raises:
         Invalid: VALIDATION_FAILED naming the field, the problem and what to do.
     """
-    body = _object(raw, "table", {"name", "columns", "primary_key", "partition_by", "sort_by"})
+    body = parse_object(raw, "table", {"name", "columns", "primary_key", "partition_by", "sort_by"})
     name = parse_table_name(body.get("name"))
-    keys = _names(body, "primary_key")
-    columns = _columns(body.get("columns"), keys)
+    keys = parse_names(body.get("primary_key"), "primary_key")
     table = TableDef(
         name=name,
-        columns=columns,
+        columns=_columns(body.get("columns"), keys),
         primary_key=keys,
-        partition_by=_names(body, "partition_by"),
-        sort_by=_names(body, "sort_by"),
+        partition_by=parse_names(body.get("partition_by"), "partition_by"),
+        sort_by=parse_names(body.get("sort_by"), "sort_by"),
     )
-    _check_lists(table)
+    for where in ("primary_key", "partition_by", "sort_by"):
+        check_names(table, getattr(table, where), where)
     return table
 
 
@@ -92,18 +92,135 @@ def parse_table_name(raw: object) -> str:
         Invalid: VALIDATION_FAILED.
     """
     if not isinstance(raw, str) or not TABLE_NAME.fullmatch(raw):
-        raise _invalid("name", "want a small letter, then at most 62 small letters, digits or _")
+        raise invalid("name", "want a small letter, then at most 62 small letters, digits or _")
     return raw
+
+
+def parse_column(raw: object, where: str, keys: Sequence[str] = ()) -> ColumnDef:
+    """Read one column; those named in `keys` cannot be NULL.
+
+    Raises:
+        Invalid: VALIDATION_FAILED.
+    """
+    body = parse_object(raw, where, {"name", "type", "nullable", "default"})
+    name = parse_column_name(body.get("name"), f"{where}.name")
+    kind = parse_column_type(body.get("type"), f"{where}.type")
+    nullable = body.get("nullable")
+    nullable = name not in keys if nullable is None else nullable
+    if not isinstance(nullable, bool):
+        raise invalid(f"{where}.nullable", "want true or false")
+    if nullable and name in keys:
+        raise invalid(f"{where}.nullable", f"{name} is in primary_key and cannot be NULL")
+    default = parse_default(body.get("default"), f"{where}.default", kind)
+    return ColumnDef(name=name, type=kind.name, nullable=nullable, default=default)
+
+
+def parse_column_name(raw: object, where: str) -> str:
+    """Check a column's name.
+
+    Raises:
+        Invalid: VALIDATION_FAILED.
+    """
+    if not isinstance(raw, str) or not IDENTIFIER.fullmatch(raw):
+        raise invalid(where, "want a letter or _, then at most 62 letters, digits or _")
+    return raw
+
+
+def parse_column_type(raw: object, where: str) -> ColumnType:
+    """Read a column's type.
+
+    Raises:
+        Invalid: VALIDATION_FAILED.
+    """
+    if not isinstance(raw, str):
+        raise invalid(where, "want a DuckDB type name, for example BIGINT")
+    try:
+        return parse_type(raw)
+    except BadType as error:
+        raise invalid(where, str(error)) from None
+
+
+def parse_default(raw: object, where: str, kind: ColumnType) -> Default:
+    """Check a column's default.
+
+    Raises:
+        Invalid: VALIDATION_FAILED.
+    """
+    if raw is None:
+        return None
+    if not kind.scalar or not isinstance(raw, str | int | float | bool):
+        raise invalid(where, f"{kind.name} takes no default but null")
+    try:
+        kind.build([raw])
+    except BAD_VALUE:
+        raise invalid(where, f"want {kind.expects}") from None
+    return raw
+
+
+def parse_names(raw: object, where: str) -> tuple[str, ...]:
+    """Read a list of column names; None is the empty one.
+
+    Raises:
+        Invalid: VALIDATION_FAILED.
+    """
+    if raw is None:
+        return ()
+    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
+        raise invalid(where, "want a list of column names")
+    if len(set(raw)) < len(raw):
+        raise invalid(where, "names a column twice")
+    return tuple(raw)
+
+
+def check_names(table: TableDef, names: Sequence[str], where: str) -> None:
+    """Check that these are columns of the table that a key or a layout can be of.
+
+    Raises:
+        Invalid: VALIDATION_FAILED.
+    """
+    kinds = {column.name: column.kind for column in table.columns}
+    for name in names:
+        if name not in kinds:
+            raise invalid(where, f"{name[:64]!r} is no column of the table")
+        if not kinds[name].scalar:
+            raise invalid(where, f"{name} is {kinds[name].name[:64]}: want a plain type")
+
+
+def parse_object(raw: object, where: str, known: Set[str]) -> Mapping[str, object]:
+    """Check that a decoded JSON value is an object of known fields.
+
+    Raises:
+        Invalid: VALIDATION_FAILED.
+    """
+    if not isinstance(raw, dict):
+        raise invalid(where, "want an object")
+    if unknown := sorted(str(name) for name in raw.keys() - known):
+        raise invalid(
+            f"{where}.{unknown[0][:64]}", f"unknown field; known: {', '.join(sorted(known))}"
+        )
+    return raw
+
+
+def invalid(where: str, problem: str) -> Invalid:
+    """What a caller gets for a field that is wrong."""
+    return Invalid("VALIDATION_FAILED", f"{where}: {problem}", context={"field": where})
+
+
+def column_json(column: ColumnDef) -> dict[str, object]:
+    """The column as JSON; `parse_column` reads it back."""
+    return {
+        "name": column.name,
+        "type": column.type,
+        "nullable": column.nullable,
+        "default": column.default,
+    }
 
 
 def table_json(table: TableDef) -> dict[str, object]:
     """The table as JSON; `parse_table` reads it back."""
     return {
         "name": table.name,
-        "columns": [
-            {"name": c.name, "type": c.type, "nullable": c.nullable, "default": c.default}
-            for c in table.columns
-        ],
+        "columns": [column_json(column) for column in table.columns],
         "primary_key": list(table.primary_key),
         "partition_by": list(table.partition_by),
         "sort_by": list(table.sort_by),
@@ -118,83 +235,11 @@ def arrow_schema(table: TableDef) -> pa.Schema:
 
 def _columns(raw: object, keys: Sequence[str]) -> tuple[ColumnDef, ...]:
     if not isinstance(raw, list) or not 1 <= len(raw) <= MOST_COLUMNS:
-        raise _invalid("columns", f"want a list of 1 to {MOST_COLUMNS} columns")
-    columns = tuple(_column(item, f"columns[{i}]", keys) for i, item in enumerate(raw))
+        raise invalid("columns", f"want a list of 1 to {MOST_COLUMNS} columns")
+    columns = tuple(parse_column(item, f"columns[{i}]", keys) for i, item in enumerate(raw))
     seen: dict[str, str] = {}
     for column in columns:
         other = seen.setdefault(column.name.lower(), column.name)
         if other is not column.name:
-            raise _invalid("columns", f"{column.name!r} is there twice (case does not count)")
+            raise invalid("columns", f"{column.name!r} is there twice (case does not count)")
     return columns
-
-
-def _column(raw: object, where: str, keys: Sequence[str]) -> ColumnDef:
-    body = _object(raw, where, {"name", "type", "nullable", "default"})
-    name, type_name = body.get("name"), body.get("type")
-    if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
-        raise _invalid(f"{where}.name", "want a letter or _, then at most 62 letters, digits or _")
-    if not isinstance(type_name, str):
-        raise _invalid(f"{where}.type", "want a DuckDB type name, for example BIGINT")
-    try:
-        kind = parse_type(type_name)
-    except BadType as error:
-        raise _invalid(f"{where}.type", str(error)) from None
-    nullable = body.get("nullable", name not in keys)
-    if not isinstance(nullable, bool):
-        raise _invalid(f"{where}.nullable", "want true or false")
-    if nullable and name in keys:
-        raise _invalid(f"{where}.nullable", f"{name} is in primary_key and cannot be NULL")
-    default = _default(body.get("default"), f"{where}.default", kind)
-    return ColumnDef(name=name, type=kind.name, nullable=nullable, default=default)
-
-
-def _default(raw: object, where: str, kind: ColumnType) -> Default:
-    if raw is None:
-        return None
-    if not kind.scalar or not isinstance(raw, str | int | float | bool):
-        raise _invalid(where, f"{kind.name} takes no default but null")
-    try:
-        kind.build([raw])
-    except BAD_VALUE:
-        raise _invalid(where, f"want {kind.expects}") from None
-    return raw
-
-
-def _names(body: Mapping[str, object], name: str) -> tuple[str, ...]:
-    raw = body.get(name)
-    if raw is None:
-        return ()
-    if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
-        raise _invalid(name, "want a list of column names")
-    if len(set(raw)) < len(raw):
-        raise _invalid(name, "names a column twice")
-    return tuple(raw)
-
-
-def _check_lists(table: TableDef) -> None:
-    kinds = {column.name: column.kind for column in table.columns}
-    lists = (
-        ("primary_key", table.primary_key),
-        ("partition_by", table.partition_by),
-        ("sort_by", table.sort_by),
-    )
-    for where, names in lists:
-        for name in names:
-            if name not in kinds:
-                raise _invalid(where, f"{name[:64]!r} is no column of the table")
-            if not kinds[name].scalar:
-                raise _invalid(where, f"{name} is {kinds[name].name[:64]}: want a plain type")
-
-
-def _object(raw: object, where: str, known: set[str]) -> Mapping[str, object]:
-    if not isinstance(raw, dict):
-        raise _invalid(where, "want an object")
-    if unknown := sorted(str(name) for name in raw.keys() - known):
-        raise _invalid(
-            f"{where}.{unknown[0][:64]}", f"unknown field; known: {', '.join(sorted(known))}"
-        )
-    return raw
-
-
-def _invalid(where: str, problem: str) -> Invalid:
-    return Invalid("VALIDATION_FAILED", f"{where}: {problem}", context={"field": where})

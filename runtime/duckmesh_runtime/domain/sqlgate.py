@@ -136,64 +136,91 @@ def check_tree(tree: object, rules: Rules) -> None:
         rules: Of the engine that will run it.
 
     Raises:
-        Invalid: SQL_NOT_ALLOWED with what is refused and what is allowed.
+        Invalid: SQL_NOT_ALLOWED with what is refused and what is allowed; its context has `offset`, in bytes of the
+            statement, where the tree says where.
     """
     for item in _dicts(tree):
         _check_shape(item)
         kind = item.get("type")
         if "function_name" in item:
             if item.get("class") not in ("FUNCTION", "WINDOW"):
-                raise refused("a part of the statement is not known")
+                raise refused("a part of the statement is not known", at=item)
         elif kind == "BASE_TABLE":
             _check_table(item, rules)
         elif kind == "SHOW_REF":
             _check_show(item)
-    for name, is_table in _calls(tree):
-        _check_call(name, is_table, rules)
+    for item, is_table in _calls(tree):
+        _check_call(item, is_table, rules)
+    for item in _dicts(tree):
+        _check_moment(item)
 
 
-def refused(problem: str, allowed: str = _ALLOWED) -> Invalid:
-    """The error: what is refused, then what to do."""
-    return Invalid("SQL_NOT_ALLOWED", f"sql: {problem}; {allowed}")
+def refused(
+    problem: str, allowed: str = _ALLOWED, *, at: Mapping[str, object] | None = None
+) -> Invalid:
+    """The error: what is refused, then what to do; `at` is the part of the tree that is meant."""
+    offset = (at or {}).get("query_location")
+    context = {"offset": offset} if isinstance(offset, int) else None
+    return Invalid("SQL_NOT_ALLOWED", f"sql: {problem}; {allowed}", context=context)
 
 
 def _check_shape(item: Mapping[str, object]) -> None:
     kind = str(item.get("type"))
     if "class" in item and str(item["class"]) not in _EXPRESSIONS:
-        raise refused(f"{item['class']} expressions are not allowed")
+        raise refused(f"{item['class']} expressions are not allowed", at=item)
     if kind.endswith("_NODE") and kind not in _NODES:
-        raise refused("a statement inside the SELECT is not allowed")
+        raise refused("a statement inside the SELECT is not allowed", at=item)
     for key in _TABLE_KEYS:
         table = item.get(key)
         if _is_dict(table) and "class" not in table:
             found = str(table.get("type"))
             if found not in _TABLES and found not in _NODES:  # both sides of UNION are nodes
-                raise refused(f"{found} is not allowed as a table")
+                raise refused(f"{found} is not allowed as a table", at=table)
 
 
 def _check_table(item: Mapping[str, object], rules: Rules) -> None:
     catalog, schema, name = (
         str(item.get(key, "")).lower() for key in ("catalog_name", "schema_name", "table_name")
     )
-    if schema == "information_schema" and catalog in ("", LAKE):
+    if schema == "information_schema" and catalog == LAKE:
+        # The engine has one for all its catalogs, and none in a catalog.
+        raise refused(
+            f"there is no {LAKE}.information_schema",
+            "use information_schema.tables or .columns, which show this lake alone",
+            at=item,
+        )
+    if schema == "information_schema" and not catalog:
         if name not in _INFORMATION:
             raise refused(
                 f"information_schema.{name} is not for queries",
                 "use information_schema.tables or .columns",
+                at=item,
             )
         return
     # `a.t` may name a schema or a catalog.
     if catalog not in ("", LAKE) or schema not in ("", "main", LAKE):
         raise refused(
-            f"{'.'.join(filter(None, (catalog, schema, name)))} is not a table of this lake"
+            f"{'.'.join(filter(None, (catalog, schema, name)))} is not a table of this lake",
+            at=item,
         )
     if _NO_TABLE_NAME.search(name):
-        raise refused("a file, URL or path is not a table of this lake")
+        raise refused("a file, URL or path is not a table of this lake", at=item)
     # `main` names the schema of the engine's own views as well, so it does not tell theirs from the lake's tables.
     if schema in ("", "main") and not catalog and name in rules.system_views:
         raise refused(
             f"{name} describes the engine",
             "use SHOW TABLES, DESCRIBE or information_schema.columns",
+            at=item,
+        )
+
+
+def _check_moment(item: Mapping[str, object]) -> None:
+    # The engine has the catalog of one snapshot: it would say that another does not exist, though it does.
+    if "at_clause" in item:
+        raise refused(
+            "AT (VERSION or TIMESTAMP) is not allowed",
+            "give snapshot_id or snapshot_time in the request",
+            at=item,
         )
 
 
@@ -203,24 +230,29 @@ def _check_show(item: Mapping[str, object]) -> None:
         or item.get("catalog_name")
         or item.get("schema_name")
     ):
-        raise refused("this SHOW is not allowed", "use SHOW TABLES, SHOW ALL TABLES or DESCRIBE")
+        raise refused(
+            "this SHOW is not allowed", "use SHOW TABLES, SHOW ALL TABLES or DESCRIBE", at=item
+        )
 
 
-def _check_call(name: str, is_table: bool, rules: Rules) -> None:
+def _check_call(item: Mapping[str, object], is_table: bool, rules: Rules) -> None:
+    name = str(item["function_name"]).lower()
     if name in REFUSED_FUNCTIONS:
-        raise refused(f"the function {name} is not allowed: {REFUSED_FUNCTIONS[name]}")
+        reason = REFUSED_FUNCTIONS[name]
+        raise refused(f"the function {name} is not allowed: {reason}", at=item)
     if is_table and name not in TABLE_FUNCTIONS:
         allowed = "allowed table functions: " + ", ".join(sorted(TABLE_FUNCTIONS))
-        raise refused(f"the table function {name} is not allowed", allowed)
+        raise refused(f"the table function {name} is not allowed", allowed, at=item)
     if not is_table and name not in rules.functions:
         raise refused(
             f"the function {name} is not known or not allowed",
             "use DuckDB's built-in scalar, aggregate and window functions",
+            at=item,
         )
 
 
-def _calls(tree: object) -> Iterator[tuple[str, bool]]:
-    """Every function call: its name in lower case, and whether it stands for a table."""
+def _calls(tree: object) -> Iterator[tuple[dict[str, object], bool]]:
+    """Every function call, and whether it stands for a table."""
     tables = {
         id(item["function"])
         for item in _dicts(tree)
@@ -228,7 +260,7 @@ def _calls(tree: object) -> Iterator[tuple[str, bool]]:
     }
     for item in _dicts(tree):
         if "function_name" in item:
-            yield str(item["function_name"]).lower(), id(item) in tables
+            yield item, id(item) in tables
 
 
 def _dicts(tree: object) -> Iterator[dict[str, object]]:

@@ -24,7 +24,7 @@ class Token:
 
     Attributes:
         lake: Name of the lake (the catalog schema).
-        timeline: Counts restores of the catalog; 1 for a lake never restored.
+        timeline: 1 for a lake whose catalog was never restored from a backup; larger with each restore.
         number: Rows accepted up to and including this point; 0 is the empty lake.
     """
 
@@ -38,27 +38,37 @@ class Token:
         return _PREFIX + base64.urlsafe_b64encode(plain).rstrip(b"=").decode()
 
 
-def parse_token(text: str, *, lake: str, timeline: int) -> Token:
-    """Read a client's token and check that it belongs to this lake and timeline.
+def parse_token(text: str, *, lake: str, timeline: int | None = None, field: str = "") -> Token:
+    """Read a client's token and check that it belongs to this lake, and to the timeline if one is given.
+
+    Args:
+        text: The token.
+        lake: Whose it must be.
+        timeline: Which it must be of.
+        field: What of a request it came in, for the error.
 
     Raises:
         Invalid: VISIBILITY_TOKEN_INVALID when it cannot be read, TOKEN_SCOPE_MISMATCH when it is another lake's.
     """
-    token = _decode(text)
+    token = read_token(text)
+    context = {"field": field} if field else {}
     if token is None:
         raise Invalid(
             "VISIBILITY_TOKEN_INVALID",
-            "min_visibility_token is not a token: pass a max_visibility_token of an earlier answer, unchanged",
+            "the visibility token cannot be read: pass a max_visibility_token of an earlier answer, unchanged",
+            context=context,
         )
-    if token.lake != lake or token.timeline != timeline:
+    if token.lake != lake or timeline not in (None, token.timeline):
         raise Invalid(
             "TOKEN_SCOPE_MISMATCH",
             "the visibility token was given by another lake or before a restore: use a token of this lake",
+            context=context,
         )
     return token
 
 
-def _decode(text: str) -> Token | None:
+def read_token(text: str) -> Token | None:
+    """The token that a text stands for, of whatever lake; None when it stands for none."""
     if not text.startswith(_PREFIX) or len(text) > 128 or not text.isascii():
         return None
     raw = text[len(_PREFIX) :]

@@ -2,8 +2,12 @@
 
 A connection carries one statement. Every message is a frame: one byte kind, four bytes length, body.
 
-    client -> supervisor -> slot    JOB, later perhaps CANCEL
-    slot -> supervisor -> client    READY (once, to the supervisor), then per job: HEAD, SCHEMA, ROWS..., END | ERROR
+    client -> supervisor -> slot    JOB and with it a socket (SCM_RIGHTS), later perhaps CANCEL
+    slot -> client, by that socket  HEAD, SCHEMA, ROWS..., and its end
+    slot -> supervisor -> client    READY (once, to the supervisor), then per job: END | ERROR
+
+So rows cross one border only, while how a statement ended is said by the supervisor, which outlives its slots.
+or, in place of a statement, PREPARE, answered by READY | ERROR.
 
 SCHEMA and each ROWS body is a whole Arrow IPC stream, so that dictionaries travel with the batch that needs them.
 """
@@ -19,6 +23,8 @@ from typing import Final, TypeVar
 import msgspec
 import pyarrow as pa
 
+from duckmesh_runtime.domain.flatbuffers import root, table_in
+
 T = TypeVar("T")
 
 HEADER_BYTES: Final = 5
@@ -28,10 +34,18 @@ MAX_BODY_BYTES: Final = 64 * 2**20
 BUFFER_BYTES: Final = 4 * 2**20
 """What an asyncio reader holds before it stops its sender; with the default of 64 KiB a batch takes many turns."""
 
+MAX_ROWS: Final = 2**16
+"""Most rows of a body: columns of nothing but NULL take no bytes. An engine's batches have a quarter of it."""
+
 _ARROW_BYTES: Final = 2**20
 """Room in a body for what an IPC stream has besides the values: schema and padding."""
 
 _HEADER: Final = struct.Struct(">BI")
+
+# Fields of Arrow's metadata: Message.header, RecordBatch.compression, DictionaryBatch.data.
+_MESSAGE_HEADER: Final = 2
+_BATCH_COMPRESSION: Final = 3
+_DICTIONARY_DATA: Final = 1
 
 
 class Kind(IntEnum):
@@ -45,6 +59,7 @@ class Kind(IntEnum):
     ROWS = 6
     END = 7
     ERROR = 8
+    PREPARE = 9
 
 
 class WireError(Exception):
@@ -53,7 +68,11 @@ class WireError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Body of JOB; fields as `ports.QueryJob`."""
+    """Body of JOB; fields as `ports.QueryJob`.
+
+    Attributes:
+        threads: At most; the supervisor says it, by what else runs. 0 leaves it as it is.
+    """
 
     sql: str
     params: Sequence[object]
@@ -61,6 +80,16 @@ class Job:
     data_url: str
     row_limit: int
     timeout_ms: int
+    snapshot_version: int | None = None
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Body of PREPARE: a catalog that the next jobs will name, to be attached by a slot that has nothing to do."""
+
+    catalog_path: str
+    data_url: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +120,15 @@ class Failure:
 
     Attributes:
         doubtful: The slot should not run another statement.
+        line: Of the statement, where it is wrong, from 1; None when nobody can tell.
+        column: In that line, from 1, in characters.
     """
 
     code: str
     message: str
     doubtful: bool = False
+    line: int | None = None
+    column: int | None = None
 
 
 def encode(kind: Kind, body: bytes | pa.Buffer = b"") -> bytes:
@@ -110,7 +143,7 @@ def encode(kind: Kind, body: bytes | pa.Buffer = b"") -> bytes:
     return b"".join((_HEADER.pack(kind, size), body))
 
 
-def encode_message(kind: Kind, message: Job | Head | End | Failure) -> bytes:
+def encode_message(kind: Kind, message: Job | Prepare | Head | End | Failure) -> bytes:
     """A frame with a JSON body."""
     return encode(kind, msgspec.json.encode(message))
 
@@ -131,7 +164,7 @@ def parse_header(data: bytes) -> tuple[Kind, int]:
     return kind, size
 
 
-def decode(body: bytes, message: type[T]) -> T:
+def decode(body: bytes | bytearray, message: type[T]) -> T:
     """A JSON body.
 
     Raises:
@@ -163,7 +196,7 @@ def encode_rows(batch: pa.RecordBatch) -> list[bytes]:
     return encode_rows(batch.slice(0, half)) + encode_rows(batch.slice(half))
 
 
-def decode_schema(body: bytes) -> pa.Schema:
+def decode_schema(body: bytes | bytearray) -> pa.Schema:
     """The schema of a SCHEMA frame.
 
     Raises:
@@ -176,22 +209,42 @@ def decode_schema(body: bytes) -> pa.Schema:
         raise WireError("a schema cannot be read") from error
 
 
-def decode_rows(body: bytes) -> pa.RecordBatch:
+def decode_rows(body: bytes | bytearray) -> pa.RecordBatch:
     """The batch of a ROWS frame; shares the body's memory.
 
-    Its sender may have been taken over by a statement: an offset beyond the body would show the memory of this process.
+    Its sender may have been taken over by a statement: an offset beyond the body would show the memory of this process,
+    and what grows when it is unpacked would take all of that.
 
     Raises:
         WireError: It is not Arrow, or points out of itself.
     """
     try:
+        _check_plain(body)
         with pa.ipc.open_stream(body) as reader:
             batch = reader.read_next_batch()
+        if batch.num_rows > MAX_ROWS:
+            raise WireError(f"a body of {batch.num_rows} rows is too long")
         for column in batch.columns:
             column.view(_without_precision(column.type)).validate(full=True)
         return batch
-    except (pa.ArrowException, OSError, StopIteration) as error:
+    except (pa.ArrowException, OSError, StopIteration, struct.error) as error:
         raise WireError("rows cannot be read") from error
+
+
+def _check_plain(body: bytes | bytearray) -> None:
+    """Refuse compressed values, of which a body may hold a thousand times its length.
+
+    https://github.com/apache/arrow/blob/main/format/Message.fbs
+    """
+    for message in pa.ipc.MessageReader.open_stream(body):
+        found = memoryview(message.metadata)
+        table = table_in(found, root(found), _MESSAGE_HEADER)
+        if message.type == "dictionary" and table is not None:
+            table = table_in(found, table, _DICTIONARY_DATA)
+        if table is None or message.type == "schema":
+            continue
+        if table_in(found, table, _BATCH_COMPRESSION) is not None:
+            raise WireError("rows are compressed")
 
 
 def _without_precision(kind: pa.DataType) -> pa.DataType:

@@ -7,11 +7,11 @@ with the first statement because only that says where the read proxy listens.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -20,11 +20,12 @@ from urllib.parse import urlsplit
 import duckdb
 import pyarrow as pa
 
-from duckmesh_runtime.domain import sqlgate, wire
+from duckmesh_runtime.domain import sqlgate, sqlplace, wire
 from duckmesh_runtime.domain.lakesql import LAKE, quote_text
-from duckmesh_runtime.errors import Unavailable
+from duckmesh_runtime.errors import Invalid, Unavailable
 from duckmesh_runtime.sandbox import landlock
 from duckmesh_runtime.sandbox.failures import clean
+from duckmesh_runtime.sandbox.limits import CORES
 
 EXTENSIONS: Final = ("ducklake", "httpfs")
 BATCH_ROWS: Final = 16_384
@@ -46,17 +47,26 @@ _SETTINGS: Final = (
     "SET allow_persistent_secrets = false",
     # Without this, the first HTTP read of a locked engine fails: the secret manager starts itself too late.
     "FROM duckdb_secrets()",
-    "SET allowed_configs = ['enable_profiling']",
+    # The only ones that the lock leaves: the slot says both anew for each statement.
+    "SET allowed_configs = ['enable_profiling', 'threads']",
 )
 _PROFILE: Final = "PRAGMA enable_profiling = 'no_output'"
+_LOAD_SCHEMA: Final = f"SELECT count(*) FROM duckdb_tables() WHERE database_name = '{LAKE}'"  # noqa: S608 - a constant
 _SERIALIZE: Final = "SELECT json_serialize_sql(?::VARCHAR, skip_null := true, skip_default := true, skip_empty := true)"
+_KEPT_TEXTS: Final = 256
+_KEPT_CHARACTERS: Final = 4_096
 _BUILT_IN: Final = (
     "SELECT DISTINCT function_name FROM duckdb_functions() "
     "WHERE internal AND function_type IN ('scalar', 'aggregate', 'macro')"
 )
 _SYSTEM_VIEWS: Final = "SELECT DISTINCT view_name FROM duckdb_views() WHERE internal"
 _WARM_UP: Final = "SELECT sum(n), $1, $2, $3, $4, $5 FROM (SELECT count(*) AS n FROM range(500000) GROUP BY range % 7)"
-_EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
+# Atomic: a text of comments only must not be tried in all its ways.
+_BLANKS: Final = r"(?>\s|--[^\n\r]*[\n\r]|/\*.*?\*/)"
+_NOT_IN_ARROW: Final = re.compile(r"Unsupported Arrow type (\w+)")
+_EXPLAIN: Final = re.compile(
+    rf"{_BLANKS}*+explain{_BLANKS}++(analyze{_BLANKS}++)?", re.IGNORECASE | re.DOTALL
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,9 +96,11 @@ class Engine:
         self._catalog_dir = catalog_dir
         self._gated = gated
         self._locked = False
-        self._attached: str | None = None
+        self._attached: tuple[str, int | None] | None = None
         self._root = _open()
+        self._kept_check = lru_cache(_KEPT_TEXTS)(self._checked_text)
         self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._next: duckdb.DuckDBPyConnection | None = None  # of the catalog that is attached
         self._rules = sqlgate.Rules(
             functions=sqlgate.allowed_functions(self._names(_BUILT_IN)),
             system_views=frozenset(self._names(_SYSTEM_VIEWS)),
@@ -108,15 +120,20 @@ class Engine:
             duckdb.Error: It does not bind or run.
         """
         self._lock(job.data_url)
-        self._use(job.catalog_path)
+        self._use(job.catalog_path, job.snapshot_version)
         statement = self._check(job.sql)
-        self._cursor = cursor = self._root.cursor()
-        cursor.execute(f"USE {LAKE}")
-        cursor.execute(_PROFILE)
+        self._spread(job.threads)
+        self._cursor = cursor = self._next or self._new_cursor()
+        self._next = None
         cursor.execute(statement, list(job.params))
-        types = [str(column[1]) for column in cursor.description or ()]
-        reader = cursor.to_arrow_reader(BATCH_ROWS)
-        return Result(type_names=types, schema=reader.schema, batches=iter(reader))
+        columns = cursor.description or []
+        types = [str(column[1]) for column in columns]
+        try:
+            reader = cursor.to_arrow_reader(BATCH_ROWS)
+            return Result(type_names=types, schema=reader.schema, batches=iter(reader))
+        except (duckdb.Error, OSError) as error:
+            _check_types(error, [str(column[0]) for column in columns], types)
+            raise
 
     def interrupt(self) -> None:
         """Stop the running statement, from another thread; it then raises InterruptException."""
@@ -139,35 +156,69 @@ class Engine:
         if cursor is not None:
             cursor.close()
 
+    def prepare(self, order: wire.Prepare) -> None:
+        """Attach the newest catalog and load its schema, which the next statement would have to.
+
+        Raises:
+            Unavailable: QUERY_UNAVAILABLE: it cannot be opened.
+        """
+        self._lock(order.data_url)
+        self._use(order.catalog_path, None)
+        self._root.execute(_LOAD_SCHEMA).fetchall()
+
+    def make_ready(self) -> None:
+        """Do what the next statement needs, whichever it is, while nobody waits."""
+        if self._attached is not None and self._next is None:
+            self._next = self._new_cursor()
+
+    def _new_cursor(self) -> duckdb.DuckDBPyConnection:
+        cursor = self._root.cursor()
+        cursor.execute(f"USE {LAKE}")
+        cursor.execute(_PROFILE)
+        return cursor
+
     def _check(self, sql: str) -> duckdb.Statement:
+        """The statement to run. Texts come again and again; what was found to be allowed stays so."""
+        check = self._kept_check if len(sql) <= _KEPT_CHARACTERS else self._checked_text
+        (statement,) = self._root.extract_statements(check(sql))
+        return statement
+
+    def _checked_text(self, sql: str) -> str:
+        """The text of the one statement to run.
+
+        Raises:
+            Invalid: SQL_NOT_ALLOWED.
+        """
         sqlgate.check_text(sql)
         statements = self._root.extract_statements(sql)
         if len(statements) != 1:
             raise sqlgate.refused(_count_problem(sql, len(statements)))
         (statement,) = statements
         if not self._gated:
-            return statement
+            return sql
+        start = len(sqlplace.as_read(sql).partition(statement.query)[0].encode())
         if statement.type == duckdb.StatementType.EXPLAIN:
-            return self._check_explain(statement)
-        self._check_select(statement)
-        return statement
+            return self._check_explain(statement, start)
+        self._check_select(statement, start)
+        return sql
 
-    def _check_explain(self, statement: duckdb.Statement) -> duckdb.Statement:
-        """DuckDB serialises no EXPLAIN: check what it explains, and run EXPLAIN of exactly that."""
+    def _check_explain(self, statement: duckdb.Statement, start: int) -> str:
+        """DuckDB serialises no EXPLAIN: check what it explains, and run EXPLAIN of exactly that, at its place."""
         found = _EXPLAIN.match(statement.query)
-        explained = self._root.extract_statements(statement.query[found.end() :]) if found else []
-        if found is None or len(explained) != 1:
+        if found is None:
             raise sqlgate.refused("this form of EXPLAIN is not allowed", "use EXPLAIN SELECT ...")
-        self._check_select(explained[0])
-        (again,) = self._root.extract_statements(
-            f"EXPLAIN {'ANALYZE ' if found[1] else ''}{explained[0].query}"
-        )
-        return again
+        start += len(found[0].encode())
+        (explained,) = self._root.extract_statements(" " * start + statement.query[found.end() :])
+        self._check_select(explained, 0)
+        explain = "EXPLAIN ANALYZE " if found[1] else "EXPLAIN "
+        return explain.rjust(start) + explained.query.lstrip(" ")
 
-    def _check_select(self, statement: duckdb.Statement) -> None:
+    def _check_select(self, statement: duckdb.Statement, start: int) -> None:
+        """Check it; it starts so many bytes behind the beginning of what was sent."""
         if statement.type != duckdb.StatementType.SELECT:
             raise sqlgate.refused(f"{statement.type.name} statements are not allowed")
-        ((text,),) = self._root.execute(_SERIALIZE, [statement.query]).fetchall()
+        placed = " " * start + statement.query
+        ((text,),) = self._root.execute(_SERIALIZE, [placed]).fetchall()
         try:
             tree = json.loads(text)
         except RecursionError:
@@ -198,19 +249,29 @@ class Engine:
         )
         self._root.execute(f"SET threads = {_threads()}")
 
-    def _use(self, catalog: str) -> None:
-        if self._attached == catalog:
+    def _use(self, catalog: str, version: int | None) -> None:
+        if self._attached == (catalog, version):
             return
+        if self._next is not None:
+            self._next.close()
+            self._next = None
         if self._attached is not None:
             self._root.execute(f"DETACH {LAKE}")
             self._attached = None
+        at = "" if version is None else f", SNAPSHOT_VERSION {version:d}"
         try:
-            self._root.execute(f"ATTACH {quote_text(f'ducklake:{catalog}')} AS {LAKE} (READ_ONLY)")
+            self._root.execute(
+                f"ATTACH {quote_text(f'ducklake:{catalog}')} AS {LAKE} (READ_ONLY{at})"
+            )
         except duckdb.Error as error:
             raise Unavailable(
                 "QUERY_UNAVAILABLE", "the catalog of this snapshot cannot be opened: repeat"
             ) from error
-        self._attached = catalog
+        self._attached = (catalog, version)
+
+    def _spread(self, threads: int) -> None:
+        """Use so many threads, as far as there are cores."""
+        self._root.execute(f"SET threads = {min(threads or _threads(), _threads()):d}")
 
     def _names(self, statement: str) -> list[str]:
         return [row[0] for row in self._root.execute(statement).fetchall()]
@@ -240,6 +301,7 @@ def _open() -> duckdb.DuckDBPyConnection:
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "threads": _threads(),
+            "errors_as_json": True,  # which say where in the statement
         }
     )
     for name in EXTENSIONS:
@@ -255,7 +317,7 @@ def _python_code() -> set[Path]:
 
 
 def _threads() -> int:
-    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+    return min(_MOST_THREADS, CORES)
 
 
 def _folder(name: str) -> str:
@@ -268,6 +330,17 @@ def _count_problem(sql: str, count: int) -> str:
     if re.search(r"\bpivot", sql, re.IGNORECASE):
         return "PIVOT without its list of values is several statements; write FROM t PIVOT (... FOR x IN (...))"
     return f"there are {count} statements"
+
+
+def _check_types(error: Exception, names: Sequence[str], types: Sequence[str]) -> None:
+    """Say which columns have a type that Arrow has no form for."""
+    if found := _NOT_IN_ARROW.search(str(error)):
+        columns = [name[:60] for name, type_ in zip(names, types, strict=True) if found[1] in type_]
+        raise Invalid(
+            "SQL_ERROR",
+            f"sql: no answer holds the type {found[1]} of {', '.join(map(repr, columns))}: "
+            "cast it, for example to JSON or VARCHAR",
+        ) from error
 
 
 def _files_of(profile: object) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import duckdb
+import msgspec
 
 from duckmesh_runtime.domain import wire
+from duckmesh_runtime.domain.sqlplace import place_of
 from duckmesh_runtime.errors import DuckmeshError
 
 MEMORY: Final = "the query needed more memory than its limit: read fewer rows or columns, or ask for a higher limit"
-_LONGEST: Final = 2_000
+_LONGEST: Final = 1_600  # an error answer takes 2,000, and the quoted line comes behind
 
 _URL: Final = re.compile(r"""\b\w+://[^\s'"`)]+""")
 _PATH: Final = re.compile(r"""(?<![\w)/.])/(?:[^\s'"`/]+/)+[^\s'"`]*""")
@@ -20,7 +23,11 @@ _ENGINE_NAME: Final = re.compile(r"__ducklake\w*(\.\w+)*")
 _ADVICE: Final = re.compile(
     r"\n+(Possible solutions:|See also https?:|\* |Stack Trace:).*", re.DOTALL
 )
-_HINT: Final = re.compile(r'\n*Did you mean "[^"\n]*(pg_|duckdb_|sqlite_|pragma_|__)[^\n]*')
+_SETTING: Final = re.compile(r'\s*Use "SET [^\n]*')
+_HINT: Final = re.compile(r'\n*Did you mean "([^\n]*)"\?')
+_NOT_OF_THE_LAKE: Final = re.compile(
+    r"(\w+\.)*(pg_|duckdb_|sqlite_|pragma_|__)|(memory|system|temp|information_schema)\."
+)
 
 _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (duckdb.OutOfMemoryException, "QUERY_MEMORY"),
@@ -30,7 +37,7 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (duckdb.FatalException, "QUERY_CRASHED"),
     (duckdb.PermissionException, "SQL_NOT_ALLOWED"),
 )
-# A failure in the middle of a result comes through Arrow's C stream as its text only: "<type> Error: ...".
+# A failure in the middle of a result comes through Arrow's C stream as its text only.
 _PREFIXES: Final = (
     ("Out of Memory Error", "QUERY_MEMORY"),
     ("INTERRUPT Error", "QUERY_TIMEOUT"),
@@ -39,26 +46,61 @@ _PREFIXES: Final = (
     ("FATAL Error", "QUERY_CRASHED"),
     ("Permission Error", "SQL_NOT_ALLOWED"),
 )
+_BEFORE_JSON: Final = re.compile(r"(?:[A-Za-z ]+ Error: )?")
 _STATUS: Final = re.compile(r"\(?HTTP (?:code )?(\d{3})")
 
 
-def failure_of(error: BaseException) -> wire.Failure:
-    """The ERROR message for an exception; unknown kinds make the slot doubtful."""
+def failure_of(error: BaseException, sql: str = "") -> wire.Failure:
+    """The ERROR message for an exception; unknown kinds make the slot doubtful.
+
+    Args:
+        error: What a statement raised.
+        sql: The statement as it was sent, to name the place in it.
+    """
     if isinstance(error, DuckmeshError):
-        return wire.Failure(code=error.code, message=error.message)
-    code = _code(error)
-    return wire.Failure(
+        return _placed(wire.Failure(code=error.code, message=error.message), sql, error.context)
+    text, told = _read(error)
+    code = _code(error, text)
+    failure = wire.Failure(
         code=code,
-        message=_MESSAGES.get(code, clean)(str(error)),
+        message=_MESSAGES.get(code, clean)(text),
         doubtful=code in ("QUERY_MEMORY", "QUERY_CRASHED", "INTERNAL"),
     )
+    return _placed(failure, sql, told) if code == "SQL_ERROR" else failure
+
+
+def _read(error: BaseException) -> tuple[str, Mapping[str, object]]:
+    """An exception's text as people know it ("<type> Error: ..."), and what else it tells."""
+    text = str(error)
+    before, brace, rest = text.partition("{")
+    if not _BEFORE_JSON.fullmatch(before):
+        return text, {}
+    try:
+        told = msgspec.json.decode(brace + rest, type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeError):
+        return text, {}
+    # The type before the JSON is the engine's; a text of error() can have any JSON.
+    kind = before or f"{told.get('exception_type')} Error: "
+    position = str(told.get("position"))
+    offset = {"offset": int(position)} if position.isdecimal() else {}
+    return f"{kind}{told.get('exception_message')}", offset
+
+
+def _placed(failure: wire.Failure, sql: str, told: Mapping[str, object]) -> wire.Failure:
+    offset = told.get("offset")
+    place = place_of(sql, offset) if isinstance(offset, int) else None
+    if place is None:
+        return failure
+    message = f"{failure.message}\n\n{place.quote}"
+    return replace(failure, message=message, line=place.line, column=place.column)
 
 
 def clean(text: str) -> str:
     """DuckDB's text without what is nobody's business: places, engine names, advice on settings."""
+    text = _HINT.sub(_hint, text)
     for pattern, instead in (
         (_ADVICE, ""),
-        (_HINT, ""),
+        (_SETTING, ""),
         (_URL, "..."),
         (_PATH, "..."),
         (_ENGINE_NAME, "..."),
@@ -67,11 +109,15 @@ def clean(text: str) -> str:
     return text[:_LONGEST].rstrip()
 
 
-def _code(error: BaseException) -> str:
+def _hint(found: re.Match[str]) -> str:
+    names = [n for n in re.split(r", | or ", found[1]) if not _NOT_OF_THE_LAKE.match(n)]
+    return f'\nDid you mean "{" or ".join(names)}"?' if names else ""
+
+
+def _code(error: BaseException, text: str) -> str:
     for kind, code in _CODES:
         if isinstance(error, kind):
             return code
-    text = str(error)
     for prefix, code in _PREFIXES:
         if text.startswith(prefix):
             return code

@@ -12,7 +12,8 @@ from typing import Final
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _OPEN_FILES: Final = 256
-_LEAST_BYTES: Final = 64 * 2**20
+CORES: Final = len(os.sched_getaffinity(0))
+LEAST_BYTES: Final = 64 * 2**20
 """Room for statements in any slot, however little it may have: with less, not even DuckDB's buffers fit."""
 
 
@@ -24,6 +25,13 @@ def die_with_parent(parent: int) -> None:
             raise OSError(ctypes.get_errno(), f"prctl {option}")
     if os.getppid() != parent:
         os._exit(0)
+
+
+def memory_of(process: int | str) -> tuple[int, int]:
+    """Bytes that a process has mapped, and bytes that it holds for itself; its id, or `self`."""
+    statm = Path(f"/proc/{process}/statm").read_text()
+    mapped, resident, shared = (int(n) * resource.getpagesize() for n in statm.split()[:3])
+    return mapped, resident - shared
 
 
 def limit_process(memory_bytes: int) -> int:
@@ -39,11 +47,8 @@ def limit_process(memory_bytes: int) -> int:
     Returns:
         What is left of it for statements.
     """
-    mapped, resident, shared = (
-        int(pages) * resource.getpagesize()
-        for pages in Path("/proc/self/statm").read_text().split()[:3]
-    )
-    left = max(_LEAST_BYTES, memory_bytes - (resident - shared))
+    mapped, own = memory_of("self")
+    left = max(LEAST_BYTES, memory_bytes - own)
     for what, value in (
         (resource.RLIMIT_AS, mapped + left),
         (resource.RLIMIT_CORE, 0),

@@ -1,7 +1,7 @@
-"""The sandbox's supervisor: takes statements on a Unix socket, hands each to a slot, passes the rows on.
+"""The sandbox's supervisor: takes statements on a Unix socket, hands each to a slot, says how it ended.
 
-It knows no engine. It is what keeps promises when a slot does not: deadlines end by SIGKILL, a dead slot becomes an
-error answer, and a new slot starts at once.
+Rows do not pass through it: the slot writes them into a socket of the client's. It knows no engine. It is what keeps
+promises when a slot does not: deadlines end by SIGKILL, a dead slot becomes an error answer, and a new slot starts at once.
 """
 
 from __future__ import annotations
@@ -10,23 +10,32 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from duckmesh_runtime.domain import wire
 from duckmesh_runtime.domain.wire import Kind
 from duckmesh_runtime.errors import DuckmeshError
+from duckmesh_runtime.frames import receive_first
 from duckmesh_runtime.sandbox.child import Child, ChildSettings
+from duckmesh_runtime.sandbox.deaths import OomKills, failure_of_death
+from duckmesh_runtime.sandbox.limits import CORES
 from duckmesh_runtime.sandbox.pool import Pool
 
 logger = logging.getLogger(__name__)
 
 _JOB_S: Final = 5.0
+_PREPARE_S: Final = 5.0
 _AFTER_INTERRUPT_S: Final = 0.5
 """A statement that does not heed an interrupt for so long is killed; deadline + 1 s is the promise."""
 
-_BUFFERED_BYTES: Final = 2**20
+_DYING_S: Final = 0.3
+"""Between the end of a slot's socket and that of its process."""
+
+_BACKLOG: Final = 128
+_ACCEPT_AGAIN_S: Final = 0.1
 
 
 async def serve(
@@ -44,12 +53,14 @@ async def serve(
     pool = Pool(concurrency, ChildSettings(catalog_dir=catalog_dir, memory_bytes=memory_bytes))
     supervisor = _Supervisor(pool, catalog_dir, timeout_ms)
     with _listening(path) as listener:
-        server = await asyncio.start_unix_server(supervisor.connection, sock=listener)
         logger.info(
             "sandbox serves", extra={"concurrency": concurrency, "memory_bytes": memory_bytes}
         )
-        async with server:
-            await pool.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(pool.run())
+            while True:
+                connection = await _accept(listener)
+                tasks.create_task(supervisor.connection(connection))
 
 
 @contextlib.contextmanager
@@ -60,10 +71,23 @@ def _listening(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         path.chmod(0o660)
+        listener.setblocking(False)
+        listener.listen(_BACKLOG)
         try:
             yield listener
         finally:
             path.unlink(missing_ok=True)
+
+
+async def _accept(listener: socket.socket) -> socket.socket:
+    while True:
+        try:
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        except OSError:  # too many open files
+            logger.exception("connection cannot be accepted")
+            await asyncio.sleep(_ACCEPT_AGAIN_S)
+        else:
+            return connection
 
 
 class _Supervisor:
@@ -71,34 +95,67 @@ class _Supervisor:
         self._pool = pool
         self._catalog_dir = catalog_dir
         self._timeout_ms = timeout_ms
+        self._kills = OomKills()
 
-    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection: one statement."""
+    async def connection(self, connection: socket.socket) -> None:
+        """Serve one connection: one statement, or a catalog to attach. Its faults are nobody else's."""
+        with contextlib.ExitStack() as handed:
+            handed.callback(connection.close)
+            try:
+                async with asyncio.timeout(_JOB_S):
+                    header, sockets = await receive_first(connection)
+                    for one in sockets:
+                        handed.enter_context(one)
+                    reader, writer = await asyncio.open_unix_connection(sock=connection)
+                try:
+                    await self._serve(header, sockets, reader, writer)
+                finally:
+                    writer.close()
+                    with contextlib.suppress(OSError):
+                        await writer.wait_closed()
+            except (OSError, wire.WireError, asyncio.IncompleteReadError) as error:
+                logger.info("connection ended early", extra={"problem": type(error).__name__})
+            except Exception:
+                logger.exception("connection failed")
+
+    async def _serve(
+        self,
+        header: bytes,
+        sockets: Sequence[socket.socket],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         try:
             async with asyncio.timeout(_JOB_S):
-                job = await _read_job(reader)
-            await _Statement(self._pool, self._checked(job), reader, writer).run()
-        except (OSError, wire.WireError, asyncio.IncompleteReadError) as error:
-            logger.info("connection ended early", extra={"problem": type(error).__name__})
+                order = await _read_order(header, reader)
+            self._check(order.catalog_path)
+            if isinstance(order, wire.Prepare):
+                writer.write(await self._prepare(order))
+                return
+            if len(sockets) != 1:
+                raise wire.WireError("a job comes with a socket for its rows")
+            job = self._cut(order)
+            await _Statement(self._pool, job, sockets[0], reader, writer, self._kills).run()
         except DuckmeshError as error:
             writer.write(_failure(error.code, error.message))
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
 
-    def _checked(self, job: wire.Job) -> wire.Job:
-        path = PurePosixPath(job.catalog_path)
+    async def _prepare(self, order: wire.Prepare) -> bytes:
+        """Have a slot attach a catalog, if one has nothing to do; the answer."""
+        child = self._pool.take_idle(catalog_path=order.catalog_path, data_url=order.data_url)
+        if child is None:
+            return _failure("OVERLOADED", "no query process has nothing to do")
+        try:
+            return await _prepared(child, order)
+        finally:
+            self._pool.give(child)
+
+    def _check(self, catalog_path: str) -> None:
+        path = PurePosixPath(catalog_path)
         if ".." in path.parts or not path.is_relative_to(self._catalog_dir):
             raise wire.WireError("the catalog is not in the catalog folder")
-        return wire.Job(
-            sql=job.sql,
-            params=job.params,
-            catalog_path=job.catalog_path,
-            data_url=job.data_url,
-            row_limit=job.row_limit,
-            timeout_ms=max(1, min(job.timeout_ms, self._timeout_ms)),
-        )
+
+    def _cut(self, job: wire.Job) -> wire.Job:
+        return replace(job, timeout_ms=max(1, min(job.timeout_ms, self._timeout_ms)))
 
 
 class _Statement:
@@ -108,15 +165,18 @@ class _Statement:
         self,
         pool: Pool,
         job: wire.Job,
+        rows: socket.socket,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        kills: OomKills,
     ) -> None:
         self._pool = pool
+        self._kills = kills
         self._job = job
+        self._rows = rows
         self._writer = writer
         self._deadline = asyncio.get_running_loop().time() + job.timeout_ms / 1000
         self._gone = asyncio.create_task(_until_closed(reader))
-        self._deaf = asyncio.Event()  # no more rows for the client
 
     async def run(self) -> None:
         """Run it; every outcome but a lost client is answered."""
@@ -141,19 +201,22 @@ class _Statement:
             self._gone.cancel()
 
     async def _on(self, child: Child) -> None:
-        child.send(wire.encode_message(Kind.JOB, self._job))
-        relay = asyncio.create_task(self._relay(child))
+        # Threads beyond a statement's share of the cores cost more than they bring.
+        job = replace(self._job, threads=max(1, CORES // self._pool.taken))
+        child.begin(wire.encode_message(Kind.JOB, job), self._rows)
+        self._rows.close()  # its end is the slot's to say
+        ending = asyncio.create_task(child.receive())
         try:
-            await self._first(relay)
-            stopped = not relay.done()
+            await self._first(ending)
+            stopped = not ending.done()
             if stopped:
-                await self._stop(child, relay)
-            answer = await _last(relay)
+                await self._stop(child, ending)
+            answer = await _last(child, ending)
         except BaseException:
             child.kill()
-            relay.cancel()
+            ending.cancel()
             raise
-        if answer is None or (answer[0] is Kind.ERROR and _doubtful(answer[1])):
+        if answer is not None and answer[0] is Kind.ERROR and _doubtful(answer[1]):
             child.kill()
         if stopped:
             seconds = self._job.timeout_ms / 1000
@@ -161,42 +224,14 @@ class _Statement:
                 _failure("QUERY_TIMEOUT", f"the query ran longer than its limit of {seconds:g} s")
             )
         elif answer is None:
-            logger.warning("slot died", extra={"slot": child.pid, "served": child.served})
-            self._answer(
-                _failure("QUERY_CRASHED", "the process that ran the query ended; it was replaced")
-            )
+            self._answer(wire.encode_message(Kind.ERROR, await _death(child, self._kills)))
         else:
             self._answer(wire.encode(*answer))
 
-    async def _relay(self, child: Child) -> tuple[Kind, bytes]:
-        """Pass frames on until the slot's last one, which is returned."""
-        while True:
-            kind, body = await child.receive()
-            if kind in (Kind.END, Kind.ERROR):
-                return kind, body
-            if self._deaf.is_set():
-                continue
-            self._writer.write(wire.encode(kind, body))
-            if self._writer.transport.get_write_buffer_size() > _BUFFERED_BYTES:
-                await self._drained()
-
-    async def _drained(self) -> None:
-        waits = [
-            asyncio.create_task(self._writer.drain()),
-            asyncio.create_task(self._deaf.wait()),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waits:
-                task.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
-
-    async def _stop(self, child: Child, relay: asyncio.Task[tuple[Kind, bytes]]) -> None:
+    async def _stop(self, child: Child, ending: asyncio.Task[tuple[Kind, bytes]]) -> None:
         """Interrupt the statement, kill it when that does not help."""
-        self._deaf.set()
         child.send(wire.encode(Kind.CANCEL))
-        done, _ = await asyncio.wait({relay}, timeout=_AFTER_INTERRUPT_S)
+        done, _ = await asyncio.wait({ending}, timeout=_AFTER_INTERRUPT_S)
         if not done:
             logger.warning("slot ignored an interrupt", extra={"slot": child.pid})
             child.kill()
@@ -223,11 +258,29 @@ class _Statement:
             self._writer.write(frame)
 
 
-async def _read_job(reader: asyncio.StreamReader) -> wire.Job:
-    kind, size = wire.parse_header(await reader.readexactly(wire.HEADER_BYTES))
-    if kind is not Kind.JOB:
-        raise wire.WireError("a connection starts with a job")
-    return wire.decode(await reader.readexactly(size), wire.Job)
+async def _read_order(header: bytes, reader: asyncio.StreamReader) -> wire.Job | wire.Prepare:
+    kind, size = wire.parse_header(header)
+    if kind not in (Kind.JOB, Kind.PREPARE):
+        raise wire.WireError("a connection starts with a job or a catalog")
+    body = await reader.readexactly(size)
+    return wire.decode(body, wire.Job) if kind is Kind.JOB else wire.decode(body, wire.Prepare)
+
+
+async def _prepared(child: Child, order: wire.Prepare) -> bytes:
+    """The slot's answer; one that gives none is killed, as is one whose answer is in doubt."""
+    child.send(wire.encode_message(Kind.PREPARE, order))
+    try:
+        async with asyncio.timeout(_PREPARE_S):
+            kind, body = await child.receive()
+    except OSError:  # TimeoutError is one
+        child.kill()
+        return _failure("QUERY_CRASHED", "the query process failed; it was replaced")
+    except BaseException:
+        child.kill()
+        raise
+    if kind is not Kind.READY and _doubtful(body):
+        child.kill()
+    return wire.encode(kind, body)
 
 
 async def _until_closed(reader: asyncio.StreamReader) -> None:
@@ -236,12 +289,39 @@ async def _until_closed(reader: asyncio.StreamReader) -> None:
         await reader.read(1)
 
 
-async def _last(relay: asyncio.Task[tuple[Kind, bytes]]) -> tuple[Kind, bytes] | None:
-    """The slot's last frame; None when it died."""
+async def _last(
+    child: Child, ending: asyncio.Task[tuple[Kind, bytes]]
+) -> tuple[Kind, bytes] | None:
+    """How the slot says that the statement ended; None when it died, or is not to live."""
     try:
-        return await relay
+        kind, body = await ending
     except OSError:
         return None
+    if kind in (Kind.END, Kind.ERROR):
+        return kind, body
+    child.kill()
+    return None
+
+
+async def _death(child: Child, kills: OomKills) -> wire.Failure:
+    """Of a slot whose socket ended in the middle of a statement."""
+    try:
+        async with asyncio.timeout(_DYING_S):
+            status = await child.ended()
+    except TimeoutError:
+        child.kill()
+        status = await child.ended()
+    failure = failure_of_death(status, child.words, kills)
+    logger.warning(
+        "slot died",
+        extra={
+            "slot": child.pid,
+            "status": status,
+            "served": child.served,
+            "error_code": failure.code,
+        },
+    )
+    return failure
 
 
 def _doubtful(body: bytes) -> bool:

@@ -3,8 +3,9 @@
     campaign -> read the watermark W -> entries after W -> transactions W..t -> trim -> pause -> ...
 
 The watermark moves inside each lake transaction, so there is nothing to remember: after any failure the committer reads
-W again and goes on from there. Entries that cannot be written are isolated and set aside, so one of them never stops a
-lake. Run by the ingest role; `nudge` tells of new rows, a poll is the net below.
+W again and goes on from there. Records that cannot be written are isolated and set aside, so one of them never stops a
+lake; so is one that alone fails again and again without a word of its own (`stuck.py`). Run by the ingest role; `nudge`
+tells of new rows, a poll is the net below.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-import pyarrow as pa
 
 from duckmesh_runtime import metrics
-from duckmesh_runtime.domain.rhythm import Rhythm, cut, halves
+from duckmesh_runtime.domain.changes import parse_alter
+from duckmesh_runtime.domain.restore import parse_restore
+from duckmesh_runtime.domain.rhythm import Rhythm, cut
 from duckmesh_runtime.domain.schema import parse_table
-from duckmesh_runtime.errors import Corrupt, DuckmeshError, Invalid
+from duckmesh_runtime.errors import Corrupt, DuckmeshError
 from duckmesh_runtime.ports import (
     CommitOutcome,
     CommitResult,
@@ -33,9 +35,20 @@ from duckmesh_runtime.ports import (
     IngestBus,
     LakeWriter,
     ProgressReader,
-    TableRows,
     Term,
 )
+from duckmesh_runtime.services.pieces import (
+    UNREADABLE,
+    Piece,
+    beyond,
+    halve,
+    letter_of,
+    parts_of,
+    pieces_after,
+    row_count,
+    split,
+)
+from duckmesh_runtime.services.stuck import Stuck
 from duckmesh_runtime.settings import BatchSettings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +57,7 @@ OpenWriter = Callable[[int], Awaitable[LakeWriter]]
 
 POLL_S: Final = 0.5
 TRIES: Final = 3
-"""Refusals of a batch before it is split."""
+"""Refusals of a batch before it is split, and of many rows at once before all of them are set aside."""
 
 _ALL: Final = 2**31
 _FIRST_PAUSE_S: Final = 0.05
@@ -78,6 +91,7 @@ class Committer:
         progress: Reads the watermark.
         batch: Rhythm and bounds.
         tries: See `TRIES`.
+        on_restored: Called after each restore that landed.
     """
 
     def __init__(
@@ -89,6 +103,7 @@ class Committer:
         batch: BatchSettings,
         *,
         tries: int = TRIES,
+        on_restored: Callable[[], None] = lambda: None,
     ) -> None:
         self._bus = bus
         self._election = election
@@ -96,11 +111,13 @@ class Committer:
         self._progress = progress
         self._batch = batch
         self._tries = tries
+        self._on_restored = on_restored
         self._rhythm = Rhythm(
             min_interval_s=batch.min_interval_ms / 1000, max_delay_s=batch.max_delay_ms / 1000
         )
         self._pause_s = 0.0
         self._most = _ALL
+        self._stuck = Stuck()
         self._active = False
         self._nudged = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -131,8 +148,7 @@ class Committer:
                     await self._serve()
                 except Exception:  # the loop's edge: a lake must go on
                     logger.exception("committer failed")
-                    metrics.commit_failed("INTERNAL")
-                    await self._back_off()
+                    await self._failed("INTERNAL")
         finally:
             try:
                 await self._election.release()
@@ -151,6 +167,7 @@ class Committer:
         if term is None:
             return
         self._show(True)
+        self._stuck.forget()
         try:
             while self._holds(term):
                 try:
@@ -160,11 +177,9 @@ class Committer:
                     await self._back_off()
                 except Corrupt as error:
                     logger.error("lake refused", extra={"problem": error.message})
-                    metrics.commit_failed(error.code)
-                    await self._back_off()
+                    await self._failed(error.code)
                 except DuckmeshError as error:
-                    metrics.commit_failed(error.code)
-                    await self._back_off()
+                    await self._failed(error.code)
         except _Lost:
             logger.warning("another committer follows", extra={"epoch": term.epoch})
         finally:
@@ -202,9 +217,9 @@ class Committer:
             )
             if entries:
                 self._rhythm.started(time.monotonic())
-                for stretch in cut(entries, _is_change):
+                for stretch in cut(pieces_after(entries, seat.token), _is_change):
                     while stretch:
-                        part, stretch = stretch[: self._most], stretch[self._most :]
+                        part, stretch = split(stretch, self._most)
                         await self._commit(seat, part)
                 await self._bus.trim(seat.token)
                 self._pause_s = 0.0
@@ -212,67 +227,119 @@ class Committer:
                 await self._wait(self._nudged, POLL_S)
             await self._wait(self._leaving, self._rhythm.pause_s(time.monotonic()))
 
-    async def _commit(self, seat: _Seat, entries: Sequence[Entry]) -> None:
-        """Bring the entries into the lake, or those that cannot be to the dead letters."""
-        error = await self._try(seat, entries, self._tries)
-        if error is None:
-            return
-        if len(entries) == 1:
-            await self._set_aside(seat, entries[0], error)
-            return
-        waiting = list(reversed(halves(entries)))
+    async def _commit(self, seat: _Seat, pieces: Sequence[Piece]) -> None:
+        """Bring the pieces into the lake, or those records that cannot be to the dead letters."""
+        waiting = [pieces]
         while waiting:
-            part = waiting.pop()
-            error = await self._try(seat, part, 1)
-            if error is not None and len(part) > 1:
-                waiting.extend(reversed(halves(part)))
-            elif error is not None:
-                await self._set_aside(seat, part[0], error)
+            whole_batch = waiting[0] is pieces
+            # What was set aside may have reached further than what was tried.
+            part = beyond(waiting.pop(), seat.token)
+            refusal = await self._try(seat, part, whole_batch=whole_batch) if part else None
+            if refusal is None:
+                continue
+            if (smaller := _smaller(part, refusal)) is not None:
+                waiting.extend(reversed(smaller))
+            else:
+                await self._set_aside(seat, part[0], refusal.error or "refused without a reason")
 
-    async def _try(self, seat: _Seat, entries: Sequence[Entry], tries: int) -> str | None:
-        """None when they are in the lake, else why they are refused."""
-        error = None
-        for attempt in range(tries):
-            if attempt:
-                await self._back_off()
-            started = time.monotonic()
-            seat.term.inflight_to = entries[-1].last
-            result = await self._write(seat, entries)
-            seat.term.inflight_to = None
-            if result.outcome is CommitOutcome.REREAD:
-                # It may have been more than store and catalog take in time: the same again would fail for ever.
-                self._most = max(1, len(entries) // 2)
-            self._check(result)
-            if result.outcome is CommitOutcome.DONE:
-                self._pause_s = 0.0
-                self._most = min(_ALL, 2 * self._most)
-                seat.token = entries[-1].last
-                _report(entries, result, time.monotonic() - started)
-                return None
-            error = result.error or "refused without a reason"
-        return error
+    async def _try(
+        self, seat: _Seat, pieces: Sequence[Piece], *, whole_batch: bool
+    ) -> CommitResult | None:
+        """None when they are in the lake, else why not, said several times while many rows depend on it."""
+        refusal = await self._once(seat, pieces)
+        for _ in range(self._tries - 1):
+            if refusal is None or not (whole_batch or _is_costly(pieces, refusal)):
+                break
+            if _is_restore(pieces[0]):  # it may have taken minutes, and a person can repeat it
+                break
+            await self._back_off()
+            refusal = await self._once(seat, pieces)
+        return refusal
 
-    async def _write(self, seat: _Seat, entries: Sequence[Entry]) -> CommitResult:
-        first, tok = entries[0], entries[-1].last
+    async def _once(self, seat: _Seat, pieces: Sequence[Piece]) -> CommitResult | None:
+        """None when they are in the lake, else their refusal."""
+        started = time.monotonic()
+        seat.term.inflight_to = pieces[-1].last
+        result = await self._write(seat, pieces)
+        seat.term.inflight_to = None
+        if result.outcome is CommitOutcome.REREAD:
+            # It may have been more than store and catalog take in time: the same again would fail for ever.
+            self._most = max(1, row_count(pieces) // 2)
+            result = await self._doubted(seat, pieces, result)
+        self._check(result)
+        if result.outcome is not CommitOutcome.DONE:
+            return result
+        self._pause_s = 0.0
+        self._most = min(_ALL, 2 * self._most)
+        self._stuck.landed()
+        seat.token = pieces[-1].last
+        if _is_restore(pieces[0]):
+            logger.info("lake restored", extra={"number": seat.token})
+            self._on_restored()
+        _report(pieces, result, time.monotonic() - started)
+        return None
+
+    async def _doubted(
+        self, seat: _Seat, pieces: Sequence[Piece], result: CommitResult
+    ) -> CommitResult:
+        """The same, or a refusal: of what cannot be cut and failed too often while nothing else is wrong."""
+        (piece, *others) = pieces
+        if _is_restore(piece):
+            # What maintenance undid counts too: others wait. What another trouble undid does not, nor takes a count back.
+            if not (result.scarce or await seat.writer.probe()):
+                return result
+        elif others or piece.can_be_cut or result.scarce or not await seat.writer.probe():
+            self._stuck.forget()
+            return result
+        if (how_often := self._stuck.failed(piece)) is None:
+            return result
+        error = f"{result.error or 'failed without a reason'}, {how_often}"
+        return CommitResult(outcome=CommitOutcome.REJECTED, error=error, whole=True)
+
+    async def _write(self, seat: _Seat, pieces: Sequence[Piece]) -> CommitResult:
+        tok = pieces[-1].last
         try:
-            if first.kind is EntryKind.CREATE_TABLE:
-                table = parse_table(msgspec.json.decode(first.payload))
-                return await seat.writer.create_table(seat.token, tok, table)
-            if first.kind is EntryKind.DROP_TABLE:
-                return await seat.writer.drop_table(seat.token, tok, first.table)
-            parts = await asyncio.to_thread(_decode, entries)
-        except (Invalid, msgspec.DecodeError, pa.ArrowException, OSError) as error:
-            return CommitResult(outcome=CommitOutcome.REJECTED, error=f"unreadable: {error}")
-        return await seat.writer.commit_rows(seat.token, tok, parts)
+            if _is_change(pieces[0]):
+                return await self._change(seat, tok, pieces[0].entry)
+            parts = await asyncio.to_thread(parts_of, pieces)
+        except MemoryError:
+            # Arrow's is an error of reading too, but fewer rows may fit.
+            problem = "not enough memory to read it"
+            return CommitResult(outcome=CommitOutcome.REREAD, error=problem, scarce=True)
+        except UNREADABLE as error:
+            problem = f"unreadable: {error}"
+            return CommitResult(outcome=CommitOutcome.REJECTED, error=problem, whole=True)
+        return await seat.writer.commit(seat.token, tok, parts)
 
-    async def _set_aside(self, seat: _Seat, entry: Entry, error: str) -> None:
-        self._check(await seat.writer.set_aside(seat.token, entry.last, error))
-        seat.token = entry.last
-        rows = entry.last - entry.first + 1
-        metrics.dead_lettered(rows)
+    async def _change(self, seat: _Seat, tok: int, entry: Entry) -> CommitResult:
+        writer = seat.writer
+        match entry.kind:
+            case EntryKind.CREATE_TABLE:
+                table = parse_table(msgspec.json.decode(entry.payload))
+                return await writer.create_table(seat.token, tok, table)
+            case EntryKind.ALTER_TABLE:
+                table, changes = parse_alter(msgspec.json.decode(entry.payload))
+                return await writer.alter_table(seat.token, tok, table, changes)
+            case EntryKind.RESTORE:
+                snapshot_id, tables = parse_restore(msgspec.json.decode(entry.payload))
+                return await writer.restore(seat.token, tok, snapshot_id, tables)
+            case _:
+                return await writer.drop_table(seat.token, tok, entry.table)
+
+    async def _set_aside(self, seat: _Seat, piece: Piece, error: str) -> None:
+        if _is_change(piece):
+            result = await seat.writer.set_aside_change(seat.token, piece.last, error)
+        else:
+            piece, payload = await asyncio.to_thread(letter_of, piece)
+            result = await seat.writer.set_aside(seat.token, piece.last, payload, error)
+        self._check(result)
+        self._stuck.forget()
+        seat.token = piece.last
+        metrics.dead_lettered(piece.rows)
+        # Why stays in the letter: the engine's words may hold a value, and logs have other readers.
         logger.error(
             "input set aside as dead letter",
-            extra={"table": entry.table, "first": entry.first, "rows": rows, "problem": error},
+            extra={"table": piece.entry.table, "first": piece.first, "rows": piece.rows},
         )
 
     def _check(self, result: CommitResult) -> None:
@@ -293,6 +360,12 @@ class Committer:
         self._active = active
         metrics.committing(active)
 
+    async def _failed(self, code: str) -> None:
+        """Something is wrong that is no piece's fault."""
+        metrics.commit_failed(code)
+        self._stuck.forget()
+        await self._back_off()
+
     async def _back_off(self) -> None:
         """Wait longer each time until something lands."""
         self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
@@ -304,24 +377,32 @@ class Committer:
                 await asyncio.wait_for(event.wait(), timeout_s)
 
 
-def _is_change(entry: Entry) -> bool:
-    return entry.kind is not EntryKind.ROWS
+def _is_change(piece: Piece) -> bool:
+    return piece.entry.kind.is_change
 
 
-def _decode(entries: Sequence[Entry]) -> list[TableRows]:
-    """The rows of each table in token order; tables by their first entry."""
-    streams: dict[str, list[pa.Table]] = {}
-    for entry in entries:
-        with pa.ipc.open_stream(entry.payload) as reader:
-            streams.setdefault(entry.table, []).append(reader.read_all())
-    return [
-        TableRows(table=table, rows=pa.concat_tables(tables)) for table, tables in streams.items()
-    ]
+def _is_restore(piece: Piece) -> bool:
+    return piece.entry.kind is EntryKind.RESTORE
 
 
-def _report(entries: Sequence[Entry], result: CommitResult, seconds: float) -> None:
-    rows = sum(entry.last - entry.first + 1 for entry in entries if not _is_change(entry))
-    metrics.committed(token=entries[-1].last, rows=rows, seconds=seconds)
+def _smaller(
+    pieces: Sequence[Piece], refusal: CommitResult
+) -> tuple[Sequence[Piece], Sequence[Piece]] | None:
+    """The parts to look for the culprit in; None when it is found."""
+    if len(pieces) == 1 and refusal.whole:
+        return None
+    return halve(pieces)
+
+
+def _is_costly(pieces: Sequence[Piece], refusal: CommitResult) -> bool:
+    """Whether the next thing to do is to set more than one record aside."""
+    return row_count(pieces) > 1 and _smaller(pieces, refusal) is None
+
+
+def _report(pieces: Sequence[Piece], result: CommitResult, seconds: float) -> None:
+    rows = 0 if _is_change(pieces[0]) else row_count(pieces)
+    metrics.committed(token=pieces[-1].last, rows=rows, seconds=seconds)
     if result.committed_at is not None:
-        for entry in entries:
-            metrics.published((result.committed_at - entry.accepted_at).total_seconds() * 1000)
+        for piece in pieces:
+            waited = result.committed_at - piece.entry.accepted_at
+            metrics.published(waited.total_seconds() * 1000)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from duckmesh_runtime.errors import Limited
+from duckmesh_runtime.errors import Limited, Unavailable
 from duckmesh_runtime.ports import Append, AppendResult, IngestBus, Receipt
 
 logger = logging.getLogger(__name__)
@@ -41,11 +41,6 @@ class GroupCommit:
         self._queue: deque[Waiting] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
-
-    @property
-    def queued_bytes(self) -> int:
-        """Payload bytes that wait for a transaction."""
-        return self._queued_bytes
 
     async def submit(self, append: Append) -> Receipt:
         """Append durably; a caller that is cancelled while its group commits finds the append either absent or whole.
@@ -96,7 +91,7 @@ class GroupCommit:
         try:
             receipts = await self._bus.append([append for append, _, _ in group])
         except asyncio.CancelledError:
-            _fail(futures, _stopped())
+            _fail(futures, _unknown())
             raise
         except Exception as error:
             logger.warning(
@@ -126,3 +121,11 @@ def _fail(futures: Sequence[asyncio.Future[Receipt]], error: Exception) -> None:
 
 def _stopped() -> Exception:
     return Limited("OVERLOADED", "this process is stopping: repeat the request", retry_after_s=1)
+
+
+def _unknown() -> Exception:
+    return Unavailable(
+        "CATALOG_UNAVAILABLE",
+        "this process stopped while it wrote: the write may be there, repeat it with the same keys",
+        retry_after_s=1,
+    )

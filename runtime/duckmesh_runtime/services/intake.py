@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Final
 
 from duckmesh_runtime import metrics
 from duckmesh_runtime.errors import Limited
-from duckmesh_runtime.ports import IngestBus
+from duckmesh_runtime.ports import Backlog, IngestBus
 
 logger = logging.getLogger(__name__)
 
 _REFRESH_S: Final = 1.0
+_REST: Final = 10
+"""A look takes at most this part of the time: the bus of a lake far behind is not read all the time."""
 
 
 class RateLimit:
@@ -65,6 +68,7 @@ class PendingBytes:
         self._bus = bus
         self._limit = limit
         self._bytes = 0
+        self._fresh_until = float("-inf")
         self._wake = asyncio.Event()
         self._wake.set()  # what others left behind counts too
 
@@ -97,16 +101,37 @@ class PendingBytes:
             except Exception as error:
                 logger.warning("backlog not read", extra={"error": repr(error)})
                 self._wake.set()  # the last figure stays; writes fail by themselves
-            await asyncio.sleep(_REFRESH_S)
+            await asyncio.sleep(max(_REFRESH_S, self._fresh_until - time.monotonic()))
+
+    async def show(self) -> None:
+        """Have the metrics show the backlog as it is: siblings accept and commit too, unseen from here."""
+        if time.monotonic() >= self._fresh_until:
+            await self.refresh()
 
     async def refresh(self) -> None:
         """Read the backlog once and show it in the metrics."""
+        started = time.monotonic()
+        self._fresh_until = started + _REFRESH_S
         backlog = await self._bus.backlog()
+        took_s = time.monotonic() - started
+        self._fresh_until = started + max(_REFRESH_S, _REST * took_s)
         self._bytes = backlog.pending_bytes
         if backlog.pending_bytes:
             self._wake.set()
-        metrics.lag_seen(
-            events=max(0, backlog.head.last - backlog.progress.token),
-            lag_ms=backlog.lag_ms,
-            token=backlog.progress.token,
-        )
+        _show(backlog)
+
+
+def _show(backlog: Backlog) -> None:
+    metrics.lag_seen(
+        accepted=backlog.head.last,
+        token=backlog.progress.token,
+        lag_ms=backlog.lag_ms,
+        dead_letters=backlog.dead_letters,
+        observed_at=backlog.progress.now.timestamp(),
+    )
+    metrics.backlog_seen(
+        rows=backlog.pending_rows,
+        size_bytes=backlog.pending_bytes,
+        claimed_rows=backlog.claimed_rows,
+        snapshot_id=backlog.snapshot_id or 0,
+    )

@@ -1,20 +1,21 @@
-"""The HTTP server of `serve`: one table of routes, who may call each, and two ports. Filled and run by `wiring`."""
+"""The HTTP server of `serve`: the routes behind their keys, and two ports. Filled and run by `wiring`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from multidict import CIMultiDict
 
 from duckmesh_runtime import log
 from duckmesh_runtime.errors import DuckmeshError, Invalid, Unauthorized
-from duckmesh_runtime.web import health, ingest, nudge, query, tables
-from duckmesh_runtime.web.auth import Role, check_role
+from duckmesh_runtime.web import health, nudge
+from duckmesh_runtime.web.audit import IDENTITY
+from duckmesh_runtime.web.auth import check_role
 from duckmesh_runtime.web.errors import (
     TRACE,
     TRACE_HEADER,
@@ -23,100 +24,44 @@ from duckmesh_runtime.web.errors import (
     internal,
     trace_of,
 )
+from duckmesh_runtime.web.openapi import Route
 from duckmesh_runtime.web.parts import PARTS, Parts, parts_of
+from duckmesh_runtime.web.routes import ANYONE, INTERNAL, ROUTES, routes_of
+
+__all__ = ["ANYONE", "INTERNAL", "ROUTES", "Route", "Server", "build_api", "build_metrics"]
 
 logger = logging.getLogger(__name__)
 
 Expecting = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
-ANYONE: Final = frozenset(Role)
-"""Any valid key."""
-
-INTERNAL: Final[frozenset[Role]] = frozenset()
-"""No key at all opens it, only the secret of the lake's own processes."""
-
 _HEADER_BYTES: Final = 8_190  # of one header line; a bearer key has 70, a token 90
 _HEADERS: Final = 64
-_KEEP_ALIVE_S: Final = 75.0
-_LINGER_S: Final = 2.0  # reading on after an early answer (413), so that the client sees it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """One line of the API.
-
-    Attributes:
-        method: HTTP method.
-        path: With `{names}`.
-        roles: A caller needs one of these.
-        handler: Answers.
-        on_query: The query process serves it too; ingest serves all.
-    """
-
-    method: str
-    path: str
-    roles: frozenset[Role]
-    handler: Handler
-    on_query: bool = field(default=False)
-
-
-ROUTES: Final = (
-    Route(
-        method="POST",
-        path="/v1/ingest/{table}",
-        roles=frozenset({Role.INGEST_WRITER}),
-        handler=ingest.ingest,
-    ),
-    Route(
-        method="POST",
-        path="/v1/query",
-        roles=frozenset({Role.QUERY_READER}),
-        handler=query.query,
-        on_query=True,
-    ),
-    Route(
-        method="POST",
-        path="/v1/tables",
-        roles=frozenset({Role.TABLE_ADMIN}),
-        handler=tables.create_table,
-    ),
-    Route(
-        method="GET",
-        path="/v1/tables",
-        roles=frozenset({Role.QUERY_READER, Role.TABLE_ADMIN}),
-        handler=tables.list_tables,
-    ),
-    Route(
-        method="GET",
-        path="/v1/tables/{table}",
-        roles=frozenset({Role.QUERY_READER, Role.TABLE_ADMIN}),
-        handler=tables.read_table,
-    ),
-    Route(
-        method="DELETE",
-        path="/v1/tables/{table}",
-        roles=frozenset({Role.TABLE_ADMIN}),
-        handler=tables.drop_table,
-    ),
-    Route(method="GET", path="/v1/lag", roles=frozenset({Role.OPS_ADMIN}), handler=ingest.lag),
-    Route(method="GET", path="/v1/visible", roles=ANYONE, handler=ingest.visible),
-    Route(method="POST", path=nudge.PATH, roles=INTERNAL, handler=nudge.nudge),
+_KEEP_ALIVE_S: Final = 120.0
+"""Longer than clients and proxies keep an idle connection (Go 90 s, load balancers 60 s): the side that closes first never
+closes on a request that is on its way."""
+_BACKLOG: Final = (
+    4_096  # thousands come back at once when a process ends; the kernel's somaxconn bounds it too
 )
+_LINGER_S: Final = 2.0  # reading on after an early answer (413), so that the client sees it
 
 
 def build_api(parts: Parts, *, role: str) -> web.Application:
     """The application of the API port; `role` is `ingest` or `query`."""
     app = web.Application(middlewares=[catalogued])
     app[PARTS] = parts
-    for route in ROUTES:
-        if role == "ingest" or route.on_query:
+    routes = routes_of(role, parts.health)
+    for route in routes:
+        if route.operation is not None and route.operation.open:
+            app.router.add_route(route.method, route.path, route.handler)
+        else:
             app.router.add_route(
                 route.method, route.path, _guarded(route), expect_handler=_expecting(route)
             )
-    for path, handler in health.handlers(parts.health).items():
-        if path.startswith("/v1/"):
-            app.router.add_get(path, handler, allow_head=False)
+    # Else the last part of such a path would be taken for what another route names there.
+    for path in {route.path for route in routes if "{" not in route.path}:
+        app.router.add_route("*", path, _not_allowed(path, routes))
     app.on_response_prepare.append(_finish)
+    app.on_shutdown.append(_end_streams)
     return app
 
 
@@ -129,18 +74,39 @@ def build_metrics(parts: Parts) -> web.Application:
     return app
 
 
-def _guarded(route: Route) -> Handler:
+def _not_allowed(path: str, routes: Sequence[Route]) -> Handler:
+    methods = [route.method for route in routes if route.path == path]
+
     async def handler(request: web.Request) -> web.StreamResponse:
-        _check_caller(route, request)
-        return await route.handler(request)
+        raise web.HTTPMethodNotAllowed(request.method, methods)
 
     return handler
+
+
+def _guarded(route: Route) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        try:
+            _check_caller(route, request)
+            return await route.handler(request)
+        except DuckmeshError as error:
+            _check_told(route, error)
+            raise
+
+    return handler
+
+
+def _check_told(route: Route, error: DuckmeshError) -> None:
+    """Note a failure that the API's description does not tell of this call."""
+    if route.operation is not None and error.code not in route.operation.all_codes:
+        told = {"method": route.method, "route": route.path, "error_code": error.code}
+        logger.error("code is not described for this call", extra=told)
 
 
 def _check_caller(route: Route, request: web.Request) -> None:
     parts = parts_of(request)
     if route.roles:
-        check_role(parts.keys.identify(request.headers), route.roles)
+        request[IDENTITY] = parts.keys.identify(request.headers)
+        check_role(request[IDENTITY], route.roles)
     else:
         parts.keys.check_internal(request.headers, nudge.HEADER, parts.settings.lake)
 
@@ -160,6 +126,13 @@ def _expecting(route: Route) -> Expecting:
         return None
 
     return expect
+
+
+async def _end_streams(app: web.Application) -> None:
+    """Streams have no end of their own: the process is ending, and nobody should wait for them."""
+    barrier = app[PARTS].barrier
+    if barrier is not None:
+        barrier.hush()
 
 
 async def _finish(request: web.Request, response: web.StreamResponse) -> None:
@@ -223,7 +196,7 @@ class Server:
             )
             self._runners.append(runner)
             await runner.setup()
-            await web.TCPSite(runner, self._bind, port).start()
+            await web.TCPSite(runner, self._bind, port, backlog=_BACKLOG).start()
 
     async def stop_intake(self) -> None:
         """Take no more connections on the API port, close idle ones, let running requests be answered."""
@@ -273,17 +246,23 @@ class _Connection(web.RequestHandler):
         """Answer what never reached a handler; always closes the connection."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way: there can be no second one")
-        if status < 500:  # anyone can send these: not worth more than a debug line
-            logger.debug("malformed request", exc_info=exc)
-            error: DuckmeshError = Invalid(
-                "VALIDATION_FAILED", "request: is not well-formed HTTP/1.1"
-            )
-        else:
-            logger.error("request failed outside of its handler", exc_info=exc)
-            error = internal()
-        trace = trace_of(request.headers)
+        trace = trace_of(CIMultiDict(request.headers))
         mark = log.trace_id.set(trace)
         try:
+            if (
+                status < 500
+            ):  # anyone can send these: no more than a debug line, without their words
+                error: DuckmeshError = Invalid(
+                    "VALIDATION_FAILED", "request: is not well-formed HTTP/1.1"
+                )
+                logger.debug("malformed request", extra={"error_code": error.code})
+            else:
+                error = internal()
+                logger.error(
+                    "request failed outside of its handler",
+                    exc_info=exc,
+                    extra={"error_code": error.code},
+                )
             response = error_response(error, status=status)
         finally:
             log.trace_id.reset(mark)

@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -66,9 +66,18 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
+    """The keys as they were read; `known` are headers that were found good with these, never others."""
+
     stamp: tuple[object, ...]
     pepper: bytes
     keys: Sequence[_StoredKey]
+    known: dict[str, Identity] = field(default_factory=dict, repr=False)
+
+    def remember(self, header: str, identity: Identity) -> None:
+        """Spare the next call with this header the HMAC; one key has few spellings, but not one only."""
+        if len(self.known) >= 2 * len(self.keys):
+            self.known.clear()
+        self.known[header] = identity
 
 
 def hash_key(pepper: str, key: str) -> str:
@@ -102,17 +111,21 @@ class KeyRing:
             Unauthorized: UNAUTHENTICATED, the same for a missing, malformed, doubled or unknown key.
         """
         sent = headers.getall("Authorization", [])
+        loaded = self._fresh()
+        if len(sent) == 1 and (known := loaded.known.get(sent[0])) is not None:
+            return known
         scheme, _, key = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
         match = _KEY.fullmatch(key.strip())
         if scheme.lower() != "bearer" or match is None:
             raise Unauthorized("UNAUTHENTICATED", _UNAUTHENTICATED)
-        loaded = self._fresh()
         digest = hmac.new(loaded.pepper, key.strip().encode(), hashlib.sha256).hexdigest()
         # All are compared, whatever the id: the time taken says nothing about which ids exist.
         found = [k for k in loaded.keys if hmac.compare_digest(k.hash.encode(), digest.encode())]
         for stored in found:
             if stored.id == match[1]:
-                return Identity(id=stored.id, roles=frozenset(stored.roles))
+                identity = Identity(id=stored.id, roles=frozenset(stored.roles))
+                loaded.remember(sent[0], identity)
+                return identity
         raise Unauthorized("UNAUTHENTICATED", _UNAUTHENTICATED)
 
     def internal_key(self, lake: str) -> str:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
 
-import msgspec
 from aiohttp import web
 
 from duckmesh_runtime.errors import Invalid, Limited
+from duckmesh_runtime.web.parameters import Parameter, Parameters
 
-T = TypeVar("T")
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+JSON: Final = "application/json"
+ARROW: Final = "application/vnd.apache.arrow.stream"
+DEFAULT_WAIT_MS: Final = 10_000
+LONGEST_WAIT_MS: Final = 60_000
+"""For visibility: what callers get who do not say, and the most they can ask for."""
 
 _READ_S: Final = 60.0  # a body that trickles holds memory; a 64 MB body takes this long at 9 Mbit/s
 _STEP: Final = 2**20
@@ -53,7 +64,7 @@ class BodyBudget:
         taken = 0
         parts: list[bytes] = []
         try:
-            async for part in _with_deadline(_decoded(request, limit)):
+            async for part in _parts(request, limit):
                 taken += len(part) * growth
                 self.used_bytes += len(part) * growth
                 _check_size(taken // growth, limit)
@@ -64,9 +75,36 @@ class BodyBudget:
                         retry_after_s=1,
                     )
                 parts.append(part)
-            yield b"".join(parts)
+            yield await _joined(parts)
         finally:
             self.used_bytes -= taken
+
+
+def _parts(request: web.Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it comes; a small one that came with its headers needs no waiting and no clock."""
+    if request.content.is_eof() and "Content-Encoding" not in request.headers:
+        return _arrived(request.content.read_nowait(), limit)
+    return _with_deadline(_decoded(request, limit))
+
+
+async def _arrived(body: bytes, limit: int) -> AsyncIterator[bytes]:
+    _check_size(len(body), limit)
+    yield body
+
+
+async def _joined(parts: list[bytes]) -> bytes:
+    """The parts as one, which are taken apart: large bodies are not in memory twice, and copied beside the event loop."""
+    if len(parts) == 1:
+        return parts.pop()
+    if sum(map(len, parts)) < _STEP:
+        return b"".join(parts)
+    return await asyncio.to_thread(_join, parts)
+
+
+def _join(parts: list[bytes]) -> bytes:
+    body = b"".join(parts)  # from 1 MiB on it lets other threads run
+    parts.clear()
+    return body
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -96,70 +134,115 @@ async def _with_deadline(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def _decoded(request: web.Request, limit: int) -> AsyncIterator[bytes]:
     encodings = request.headers.getall("Content-Encoding", [])
     encoding = ",".join(encodings).strip().lower()
-    if encoding not in ("", "identity", "gzip"):
+    if encoding not in ("", "identity", *_MEMBERS):
         raise Invalid(
             "UNSUPPORTED_MEDIA_TYPE",
-            "Content-Encoding: want gzip or none",
-            context={"supported": ["gzip"]},
+            "Content-Encoding: want gzip, zstd or none, and one at most",
+            context={"supported": list(_MEMBERS)},
         )
     _check_size(request.content_length or 0, limit)
-    gunzip = _Gunzip() if encoding == "gzip" else None
+    unpack = _Unpack(encoding) if encoding in _MEMBERS else None
     async for chunk in request.content.iter_any():
-        if gunzip is None:
+        if unpack is None:
             yield chunk
-        else:
-            for part in gunzip.feed(chunk):
-                yield part
-    if gunzip is not None:
-        gunzip.close()
+            continue
+        for part in unpack.feed(chunk):
+            yield part
+            await asyncio.sleep(0)  # others wait for one step, not for all that a few bytes become
+    if unpack is not None:
+        unpack.close()
 
 
-class _Gunzip:
-    """Streaming gzip in steps of at most 1 MiB, so that a bomb is refused before it is in memory."""
+class _Member(Protocol):
+    """One gzip member or zstd frame."""
 
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    @property
+    def needs_input(self) -> bool: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _GzipMember:
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
+        self.needs_input = True
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        part = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        # When the step is full more may come out of what is already in.
+        self.needs_input = len(part) < max_length and not self._inner.unconsumed_tail
+        return part
+
+
+_ZSTD_WINDOW_LOG: Final = 23
+"""8 MiB, what https://www.rfc-editor.org/rfc/rfc9659 allows senders over HTTP."""
+
+
+def _zstd_frame() -> _Member:
+    return zstd.ZstdDecompressor(
+        options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    )
+
+
+_MEMBERS: Final[Mapping[str, Callable[[], _Member]]] = {"gzip": _GzipMember, "zstd": _zstd_frame}
+_MOST_MEMBERS: Final = (
+    10_000  # each costs a decompressor; writers that split make them of 64 kB at least
+)
+
+
+class _Unpack:
+    """Streaming decompression in steps of at most 1 MiB, so that a bomb is refused before it is in memory."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._inner = _MEMBERS[encoding]()
+        self._members = 1
         self._fed = False
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """The parts of one network chunk, each made only when the one before was accepted."""
-        while chunk:
-            self._fed = True
-            if self._inner.eof:  # gzip files may have several members
-                self._inner = zlib.decompressobj(wbits=31)
+        self._fed = self._fed or bool(chunk)
+        while chunk or not (self._inner.eof or self._inner.needs_input):
+            if self._inner.eof:  # both formats may be several, one after the other
+                self._next()
             try:
                 part = self._inner.decompress(chunk, _STEP)
-            except zlib.error:
-                raise _broken_gzip() from None
+            except (zlib.error, zstd.ZstdError):
+                raise self._broken() from None
             yield part
-            chunk = self._inner.unconsumed_tail or self._inner.unused_data
+            chunk = self._inner.unused_data if self._inner.eof else b""
 
     def close(self) -> None:
         """Refuse a cut stream."""
         if not self._fed or not self._inner.eof:
-            raise _broken_gzip()
+            raise self._broken()
 
+    def _next(self) -> None:
+        self._members += 1
+        if self._members > _MOST_MEMBERS:
+            raise Invalid(
+                "VALIDATION_FAILED", f"body: is more than {_MOST_MEMBERS} {self._encoding} streams"
+            )
+        self._inner = _MEMBERS[self._encoding]()
 
-def _broken_gzip() -> Invalid:
-    return Invalid(
-        "VALIDATION_FAILED", "body: is not the gzip stream that Content-Encoding promises"
-    )
-
-
-def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Decode a JSON envelope.
-
-    Raises:
-        Invalid: VALIDATION_FAILED naming the field.
-    """
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise Invalid("VALIDATION_FAILED", f"body: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise Invalid("VALIDATION_FAILED", "body: is not well-formed JSON in UTF-8") from None
-    except RecursionError:
-        raise Invalid("VALIDATION_FAILED", "body: is nested too deeply") from None
+    def _broken(self) -> Invalid:
+        window = f" with a window of at most {2**_ZSTD_WINDOW_LOG} bytes"
+        return Invalid(
+            "VALIDATION_FAILED",
+            f"body: is not the {self._encoding} stream that Content-Encoding promises"
+            + (window if self._encoding == "zstd" else ""),
+        )
 
 
 def require_type(request: web.Request, *supported: str) -> str:
@@ -173,37 +256,50 @@ def require_type(request: web.Request, *supported: str) -> str:
     return request.content_type
 
 
-def parameters(request: web.Request, known: Mapping[str, Callable[[str], T]]) -> dict[str, T]:
-    """The query parameters that were sent, parsed; unknown and doubled ones are refused by name."""
-    found: dict[str, T] = {}
-    for name, value in request.query.items():
+def parameters(request: web.Request, known: Parameters) -> dict[str, Any]:
+    """The query parameters, parsed, with the defaults of those not sent; unknown and doubled ones are refused by name."""
+    found: dict[str, Any] = {}
+    for name, value in request.query.items() if request.query_string else ():
         if name not in known:
             wanted = ", ".join(sorted(known)) or "none"
-            raise Invalid(
-                "VALIDATION_FAILED", f"{name}: is no parameter of this call; known: {wanted}"
-            )
+            raise invalid(name, f"is no parameter of this call; known: {wanted}")
         if name in found:
-            raise Invalid("VALIDATION_FAILED", f"{name}: is given twice")
-        try:
-            found[name] = known[name](value)
-        except ValueError as error:
-            raise Invalid("VALIDATION_FAILED", f"{name}: {error}") from None
+            raise invalid(name, "is given twice")
+        found[name] = _parsed(name, value, known[name])
+    for name, parameter in known.items():
+        if name in found:
+            continue
+        if parameter.missing:
+            raise invalid(name, f"is missing; {parameter.missing}")
+        if parameter.default is not None:
+            found[name] = parameter.default
     return found
 
 
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A parser of `parameters`."""
-
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 19 and low <= int(text) <= high):
-            raise ValueError(f"want a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
+def path_part(request: web.Request, name: str, known: Parameter) -> Any:
+    """A part of the path, parsed."""
+    return _parsed(name, request.match_info[name], known)
 
 
-def boolean(text: str) -> bool:
-    """A parser of `parameters`."""
-    if text not in ("true", "false"):
-        raise ValueError("want true or false")
-    return text == "true"
+def _parsed(name: str, sent: str, known: Parameter) -> Any:
+    try:
+        return known.parse(sent)
+    except ValueError as error:
+        raise invalid(name, str(error)) from None
+
+
+def invalid(field: str, problem: str) -> Invalid:
+    """VALIDATION_FAILED of a field, a parameter or a header."""
+    return Invalid("VALIDATION_FAILED", f"{field}: {problem}", context={"field": field})
+
+
+def in_utc(field: str, time: datetime) -> datetime:
+    """A time with its zone, in UTC.
+
+    Raises:
+        Invalid: VALIDATION_FAILED naming the field: there it is in no year from 1 to 9999.
+    """
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise invalid(field, "want a time that is in the years 1 to 9999 in UTC") from None

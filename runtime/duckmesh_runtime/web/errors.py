@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,25 +26,36 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 TRACE_HEADER: Final = "X-Duckmesh-Trace-Id"
 TRACE: Final = web.RequestKey("trace_id", str)
 """Key of the trace id in a request."""
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_NO_TRACE: Final = "0" * 32
+_TRACEPARENT: Final = re.compile(
+    r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+    r"(?P<more>-.*)?"  # of later versions only
+)
 _LONGEST_MESSAGE: Final = 2_000  # characters; names out of the request may be of any length
 _DEFAULT_RETRY_S: Final = 1
+_EXPECTED: Final = frozenset({"CONSISTENCY_TIMEOUT", "STALENESS_EXCEEDED"})
+"""The caller's own bound was met, by thousands of calls at a time perhaps: counted, no line each."""
 
 
 class _Headers(Protocol):
-    def get(self, name: str, /) -> str | None: ...
+    def getall(self, name: str, default: list[str], /) -> list[str]: ...
 
 
 def trace_of(headers: _Headers) -> str:
     """The trace id of a W3C `traceparent`, or a new one (https://www.w3.org/TR/trace-context/)."""
-    match = _TRACEPARENT.fullmatch(headers.get("traceparent") or "")
-    return match[1] if match and match[1] != _NO_TRACE else secrets.token_hex(16)
+    said = headers.getall("traceparent", [])
+    match = _TRACEPARENT.fullmatch(said[0]) if len(said) == 1 else None
+    if match is None or (match["version"] == "00" and match["more"]):
+        return _new_trace()
+    return match["trace"]
+
+
+def _new_trace() -> str:
+    return f"{random.getrandbits(128):032x}"  # a name, no secret: the system's generator takes as long as a lookup of the key
 
 
 def traceparent() -> str:
     """The header that takes this request's trace on to another process."""
-    return f"00-{log.trace_id.get() or secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    return f"00-{log.trace_id.get() or _new_trace()}-{secrets.token_hex(8)}-01"
 
 
 @web.middleware
@@ -66,7 +78,12 @@ async def catalogued(request: web.Request, handler: Handler) -> web.StreamRespon
         )
     except Exception:
         logger.exception(
-            "request failed", extra={"method": request.method, "route": _route(request)}
+            "request failed",
+            extra={
+                "method": request.method,
+                "route": _route(request),
+                "error_code": "INTERNAL",
+            },
         )
         return error_response(internal())
     finally:
@@ -116,7 +133,8 @@ def json_response(
 
 
 def _note(request: web.Request, error: DuckmeshError) -> None:
-    level = logging.WARNING if error.spec.status >= 500 else logging.DEBUG
+    expected = error.spec.status < 500 or error.code in _EXPECTED
+    level = logging.DEBUG if expected else logging.WARNING
     logger.log(
         level,
         "request refused",

@@ -33,12 +33,14 @@ class Health:
         started: The services run and the lake is migrated.
         draining: The process is ending.
         checks: Per dependency a coroutine that raises when it does not answer.
+        before_scrape: Brings figures up to date that others change too; what it does not bring in time is shown as before.
     """
 
     def __init__(self) -> None:
         self.started = False
         self.draining = False
         self.checks: Mapping[str, Check] = {}
+        self.before_scrape: Check | None = None
         self._seen: dict[str, str] = {}
         self._seen_at = float("-inf")
         self._lock = asyncio.Lock()
@@ -85,6 +87,8 @@ def handlers(health: Health) -> dict[str, Callable[[web.Request], Awaitable[web.
         return json_response(body, status=200 if health.ready else 503)
 
     async def metrics(_: web.Request) -> web.Response:
+        if health.before_scrape is not None:
+            await _state(health.before_scrape)
         text = await asyncio.to_thread(generate_latest, REGISTRY)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -15,8 +15,13 @@ from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.ports import IngestBus
 from duckmesh_runtime.services.barrier import Barrier
 from duckmesh_runtime.services.commit import Committer
+from duckmesh_runtime.services.dead_letters import DeadLetterService
+from duckmesh_runtime.services.declared import DeclaredTables
 from duckmesh_runtime.services.ingest import IngestService
 from duckmesh_runtime.services.query import QueryService
+from duckmesh_runtime.services.restore import RestoreService
+from duckmesh_runtime.services.snapshots import SnapshotService
+from duckmesh_runtime.services.tables import TableService
 from duckmesh_runtime.settings import Settings
 from duckmesh_runtime.web.auth import KeyRing
 from duckmesh_runtime.web.body import BodyBudget
@@ -37,7 +42,12 @@ class Parts:
         bodies: Bound on request bodies in memory.
         timeline: Of the lake's tokens; see `domain.tokens`.
         bus: Input of the lake (ingest).
-        ingest: Accepts rows and table changes (ingest).
+        ingest: Accepts rows (ingest).
+        tables: Changes and shows the tables (ingest).
+        declared: The tables that the Tenant declares (ingest); None when it cannot declare any.
+        dead_letters: Shows, replays and drops what the lake refused (ingest).
+        snapshots: Shows the snapshots and their files, pins them (ingest).
+        restore: Takes the lake back to one of them (ingest).
         committer: Of this process (ingest); it may or may not hold the lease.
         barrier: Waits for tokens.
         query: Runs statements (query, and a laptop's one process).
@@ -51,6 +61,11 @@ class Parts:
     timeline: int = 1
     bus: IngestBus | None = None
     ingest: IngestService | None = None
+    tables: TableService | None = None
+    declared: DeclaredTables | None = None
+    dead_letters: DeadLetterService | None = None
+    snapshots: SnapshotService | None = None
+    restore: RestoreService | None = None
     committer: Committer | None = None
     barrier: Barrier | None = None
     query: QueryService | None = None
@@ -58,6 +73,10 @@ class Parts:
 
     def __post_init__(self) -> None:
         self.bodies = BodyBudget(self.settings.ingest.body_bytes)
+
+    def is_declared(self, table: str) -> bool:
+        """Whether the Tenant declares the table, so that it is changed there only."""
+        return self.declared is not None and table in self.declared.names
 
 
 PARTS: Final = web.AppKey("parts", Parts)

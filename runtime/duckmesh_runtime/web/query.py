@@ -1,28 +1,48 @@
-"""`POST /v1/query`: one statement, answered as JSON, NDJSON, CSV or an Arrow stream."""
+"""`POST /v1/query`: one statement, answered as JSON, NDJSON, CSV, an Arrow stream or Parquet."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Final
+from datetime import datetime
+from typing import Annotated, Final
 
 import msgspec
 import pyarrow as pa
 from aiohttp import web
 
 from duckmesh_runtime import metrics
+from duckmesh_runtime.domain.moments import Moment
+from duckmesh_runtime.domain.sqlgate import MAX_SQL_BYTES
 from duckmesh_runtime.domain.tokens import Token, parse_token
 from duckmesh_runtime.errors import DuckmeshError, Invalid
 from duckmesh_runtime.ports import QueryRun
 from duckmesh_runtime.services.query import QueryAnswer, QueryRequest
-from duckmesh_runtime.web.body import decode, parameters, require_type
+from duckmesh_runtime.web.audit import IDENTITY
+from duckmesh_runtime.web.body import (
+    ARROW,
+    JSON,
+    LONGEST_WAIT_MS,
+    in_utc,
+    invalid,
+    parameters,
+    require_type,
+)
+from duckmesh_runtime.web.columnar import check_sayable
+from duckmesh_runtime.web.envelope import decode
 from duckmesh_runtime.web.forward import abort
-from duckmesh_runtime.web.ingest import ARROW, JSON, LONGEST_WAIT_MS
 from duckmesh_runtime.web.parts import Parts, need, parts_of
-from duckmesh_runtime.web.render import ArrowWriter, CsvWriter, NdjsonWriter, Writer, json_rows
+from duckmesh_runtime.web.render import (
+    ArrowWriter,
+    CsvWriter,
+    NdjsonWriter,
+    ParquetWriter,
+    Writer,
+    json_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,32 +51,43 @@ _SQL_CHARACTERS: Final = 65_536
 _PARAM_LEVELS: Final = (
     60  # Arrow reads 64; a process on the way to the engine must not run out of stack
 )
+_LEAST_INTEGER: Final = -(2**127)
+_MOST_INTEGER: Final = 2**128 - 1  # of HUGEINT and UHUGEINT
 _DEFAULT_WAIT_MS: Final = 5_000
+_SMALL_BYTES: Final = 8_192  # less than half a millisecond's work
+_CELLS: Final = 2**20
+"""Values that are written at once: as Python's objects a wide batch of one bit each would take a hundred times its bytes."""
 _DAY_MS: Final = 86_400_000
 
-Make = Callable[[QueryRun], Writer]
-_STREAMED: Final[Mapping[str, Make]] = {
-    "application/x-ndjson": lambda run: NdjsonWriter(run.schema, run.type_names),
-    ARROW: lambda run: ArrowWriter(run.schema),
-    "text/csv": lambda run: CsvWriter(run.schema, run.type_names),
+STREAMED: Final[Mapping[str, Callable[[pa.Schema, Sequence[str]], Writer]]] = {
+    "application/x-ndjson": NdjsonWriter,
+    ARROW: ArrowWriter,
+    "application/vnd.apache.parquet": ParquetWriter,
+    "text/csv": CsvWriter,
 }
 
 _Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=_DAY_MS)]
 
 
-class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
+class Statement(msgspec.Struct, forbid_unknown_fields=True):
+    """The body."""
+
     sql: Annotated[str, msgspec.Meta(min_length=1, max_length=_SQL_CHARACTERS)]
-    params: list[object] = []
+    params: list[object] | None = []
     min_visibility_token: str | None = None
     max_staleness_ms: _Milliseconds | None = None
-    consistency_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_WAIT_MS)] = (
+    consistency_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_WAIT_MS)] | None = (
         _DEFAULT_WAIT_MS
     )
     row_limit: Annotated[int, msgspec.Meta(ge=1)] | None = None
     timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=_DAY_MS)] | None = None
+    snapshot_id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    snapshot_time: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
-_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_PAST: Final = ("snapshot_id", "snapshot_time")
+_CHOOSE: Final = ("min_visibility_token", "max_staleness_ms", *_PAST)
+_ENVELOPE: Final = msgspec.json.Decoder(Statement)
 
 
 async def query(request: web.Request) -> web.StreamResponse:
@@ -80,39 +111,65 @@ async def _run(request: web.Request, parts: Parts, started: float) -> web.Stream
     service = need(parts.query)
     media = _accepted(request)
     async with parts.bodies.read(request, _BODY_BYTES) as body:
-        asked = _request(decode(_ENVELOPE, body), parts)
+        asked = _request(decode(_ENVELOPE, body), parts, request[IDENTITY].id)
     answer = await service.run(asked)
     async with aclosing(answer.run.batches):  # type: ignore[type-var]  # closing it cancels the statement
+        check_sayable(answer.run.schema, answer.run.type_names)
         if media == JSON:
             return await _whole(answer, parts, started)
         return await _streamed(request, media, answer, parts, asked, started)
 
 
-def _request(envelope: _Envelope, parts: Parts) -> QueryRequest:
-    _check_nesting(envelope.params)
+def _request(envelope: Statement, parts: Parts, caller: str) -> QueryRequest:
+    if len(envelope.sql.encode("utf-8", "surrogatepass")) > MAX_SQL_BYTES:
+        raise invalid("sql", f"want at most {MAX_SQL_BYTES} bytes: send long lists as params")
+    params, wait_ms = envelope.params or [], envelope.consistency_timeout_ms
+    _check_params(params)
     limits = parts.settings.query
-    number = 0
+    token = None
     if envelope.min_visibility_token is not None:
         text = envelope.min_visibility_token
-        number = parse_token(text, lake=parts.settings.lake, timeline=parts.timeline).number
+        token = parse_token(text, lake=parts.settings.lake, field="min_visibility_token")
     return QueryRequest(
         sql=envelope.sql,
-        params=envelope.params,
-        min_number=number,
-        consistency_timeout_ms=envelope.consistency_timeout_ms,
+        params=params,
+        min_number=token.number if token else 0,
+        min_timeline=token.timeline if token else None,
+        consistency_timeout_ms=_DEFAULT_WAIT_MS if wait_ms is None else wait_ms,
         max_staleness_ms=envelope.max_staleness_ms,
+        at=_moment(envelope),
         row_limit=min(envelope.row_limit or limits.rows, limits.rows),
         timeout_ms=min(envelope.timeout_ms or limits.timeout_ms, limits.timeout_ms),
+        caller=caller,
     )
 
 
-def _check_nesting(params: list[object]) -> None:
-    level: list[object] = params
+def _moment(envelope: Statement) -> Moment | None:
+    """The past snapshot asked for: one way of choosing a snapshot excludes the others."""
+    chosen = [name for name in _PAST if getattr(envelope, name) is not None]
+    if not chosen:
+        return None
+    others = (name for name in _CHOOSE if getattr(envelope, name) is not None)
+    if other := next((name for name in others if name != chosen[0]), None):
+        raise Invalid(
+            "VALIDATION_FAILED",
+            f"{chosen[0]}: says which snapshot to read, and so does {other}: give one of them",
+            context={"fields": [chosen[0], other]},
+        )
+    if envelope.snapshot_time is None:
+        return envelope.snapshot_id
+    return in_utc("snapshot_time", envelope.snapshot_time)
+
+
+def _check_params(params: list[object]) -> None:
+    level = params
     for _ in range(_PARAM_LEVELS):
         if not level:
             return
+        if any(isinstance(v, int) and not _LEAST_INTEGER <= v <= _MOST_INTEGER for v in level):
+            raise invalid("params", "a whole number is beyond 128 bits: send it as text")
         level = [inner for value in level for inner in _inner(value)]
-    raise Invalid("VALIDATION_FAILED", f"params: are nested deeper than {_PARAM_LEVELS} levels")
+    raise invalid("params", f"are nested deeper than {_PARAM_LEVELS} levels")
 
 
 def _inner(value: object) -> Iterable[object]:
@@ -130,11 +187,11 @@ def _accepted(request: web.Request) -> str:
             continue
         if media in ("*/*", "application/*", JSON):
             return JSON
-        if media in _STREAMED:
+        if media in STREAMED:
             return media
         if media == "text/*":
             return "text/csv"
-    supported = [JSON, *_STREAMED]
+    supported = [JSON, *STREAMED]
     raise Invalid(
         "UNSUPPORTED_MEDIA_TYPE",
         "Accept: want " + " or ".join(supported),
@@ -158,10 +215,10 @@ async def _whole(answer: QueryAnswer, parts: Parts, started: float) -> web.Respo
     run, limit = answer.run, parts.settings.query.result_bytes
     rows: list[bytes] = []
     size = 0
-    async for batch in run.batches:
+    async for batch in _cut(run.batches):
         if batch.num_rows == 0:
             continue
-        rows.append(await asyncio.to_thread(json_rows, batch, run.type_names))
+        rows.append(await _written(batch, json_rows, run.type_names))
         size += len(rows[-1])
         if size > limit:
             raise Invalid(
@@ -217,16 +274,19 @@ async def _streamed(
     started: float,
 ) -> web.StreamResponse:
     """Rows as they come. A failure after the first byte breaks the connection: a part is never taken for the whole."""
-    writer = _STREAMED[media](answer.run)
-    batches = answer.run.batches
-    first = await anext(batches, None)  # a statement that fails at once gets its error answer
+    writer = STREAMED[media](answer.run.schema, answer.run.type_names)
+    batches = _cut(answer.run.batches)
+    begun = writer.start()
+    async for first in batches:  # a statement that fails at once gets its error answer
+        begun += await _written(first, writer.batch)
+        break
     response = web.StreamResponse(headers=_headers(answer, parts, asked, media))
     await response.prepare(request)
     try:
-        await response.write(writer.start())
-        async for batch in _from(first, batches):
-            await response.write(await asyncio.to_thread(writer.batch, batch))
-        await response.write(writer.end())
+        await response.write(begun)
+        async for batch in batches:
+            await response.write(await _written(batch, writer.batch))
+        await response.write(await asyncio.to_thread(writer.end))
         await response.write_eof()
     except ConnectionResetError:
         raise
@@ -240,6 +300,21 @@ async def _streamed(
     return response
 
 
+async def _cut(batches: AsyncIterator[pa.RecordBatch]) -> AsyncIterator[pa.RecordBatch]:
+    """The batches, wide ones in pieces of fewer rows."""
+    async for batch in batches:
+        rows = max(1, _CELLS // max(1, batch.num_columns))
+        for start in range(0, max(1, batch.num_rows), rows):
+            yield batch.slice(start, rows)
+
+
+async def _written(batch: pa.RecordBatch, write: Callable[..., bytes], *more: object) -> bytes:
+    """A batch in its format; a small one at once, as a thread would cost more than it."""
+    if batch.nbytes <= _SMALL_BYTES:
+        return write(batch, *more)
+    return await asyncio.to_thread(write, batch, *more)
+
+
 def _headers(answer: QueryAnswer, parts: Parts, asked: QueryRequest, media: str) -> dict[str, str]:
     at = msgspec.to_builtins(answer.snapshot_time)
     return {
@@ -251,12 +326,3 @@ def _headers(answer: QueryAnswer, parts: Parts, asked: QueryRequest, media: str)
         # As many rows as this means that the answer may have been cut.
         "X-Duckmesh-Row-Limit": str(asked.row_limit),
     }
-
-
-async def _from(
-    first: pa.RecordBatch | None, rest: AsyncIterator[pa.RecordBatch]
-) -> AsyncIterator[Any]:
-    if first is not None:
-        yield first
-        async for batch in rest:
-            yield batch

@@ -3,8 +3,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from duckmesh_operator.errors import Forbidden, Unavailable
 from duckmesh_operator.events import Recorder
 from duckmesh_operator.lag import CatalogHealth, LagBoard, LagReport
 from duckmesh_operator.names import (
+    CONFIG_MAP,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
     JOB,
@@ -527,6 +529,38 @@ async def test_a_tenant_being_deleted_is_left_alone(world: World) -> None:
 
     assert await world.run() is None
     assert world.api.writes == []
+
+
+async def test_declared_tables_reach_the_pods_without_a_rollout(world: World) -> None:
+    await world.settle()
+    before = world.template("ingest"), world.child(CONFIG_MAP, "acme-tables")["data"]
+    columns = [{"name": "id", "type": "BIGINT"}]
+
+    world.change({"tables": [{"name": "t", "columns": columns}]})
+    await world.run()
+
+    data = world.child(CONFIG_MAP, "acme-tables")["data"]
+    assert data != before[1]
+    assert world.template("ingest") == before[0]
+    assert world.condition("TablesReady")["reason"] == "Applying"
+
+    digest = sha256(data["tables.json"].encode()).hexdigest()
+    said = {"now": START, "token": 1, "committer_alive": True, "tables_digest": digest}
+    report = LagReport(lake=LAKE, tenant="team/acme", tenant_uid=UID, **said)
+    world.board.update("default", [report])
+    problem = replace(report, tables_problem="table t: no")
+    assert world.board.update("default", [problem]) == ["team/acme"]
+    await world.run()
+    assert world.condition("TablesReady")["message"].startswith("table t: no")
+
+    assert world.board.update("default", [replace(report, tables_ready=True)]) == ["team/acme"]
+    await world.run()
+    assert world.condition("TablesReady")["status"] == "True"
+
+    world.change({})
+    await world.run()
+    assert world.child(CONFIG_MAP, "acme-tables")["data"] == before[1]
+    assert world.condition("TablesReady") == {}
 
 
 async def test_lag_and_snapshot_reach_the_status(world: World) -> None:

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
 
 from duckmesh_operator.errors import Invalid
-from duckmesh_operator.names import ANNOTATION_DIGEST, child, kind_of, lake_name, migrate_job
+from duckmesh_operator.names import (
+    ANNOTATION_DIGEST,
+    MIGRATION,
+    child,
+    kind_of,
+    lake_name,
+    migrate_job,
+)
 from duckmesh_operator.settings import Caps, Egress, Profile, Settings, StoreConfig
 from duckmesh_operator.specs.context import build_context, seal
 from duckmesh_operator.specs.deployment import build_deployment
@@ -28,6 +37,7 @@ from duckmesh_operator.specs.secret import (
     read_secret,
 )
 from duckmesh_operator.specs.service import build_service, endpoint
+from duckmesh_operator.specs.tables import build_tables, tables_digest
 from tests.tenants import UID, make_context, make_settings, make_tenant
 
 OWNER = {
@@ -91,6 +101,35 @@ def test_a_service_in_full() -> None:
         }
     }
     assert endpoint(make_tenant(), "query") == "http://acme-query.team.svc:8080"
+
+
+def test_declared_tables_in_full() -> None:
+    columns = [
+        {"name": "id", "type": "BIGINT", "nullable": True},  # as the schema fills it in
+        {"name": "v", "type": "VARCHAR", "default": "-"},
+    ]
+    spec = {"tables": [{"name": "t", "columns": columns, "primaryKey": ["id"], "sortBy": ["v"]}]}
+
+    made: Any = build_tables(make_tenant(spec))
+
+    text = made["data"].pop("tables.json")
+    assert made == head("ConfigMap", "v1", "acme-tables", "ingest") | {"data": {}}
+    assert json.loads(text) == {
+        "tables": [
+            {
+                "name": "t",
+                "columns": [
+                    {"name": "id", "type": "BIGINT", "nullable": False},
+                    {"name": "v", "type": "VARCHAR", "nullable": True, "default": "-"},
+                ],
+                "primary_key": ["id"],
+                "partition_by": [],
+                "sort_by": ["v"],
+            }
+        ]
+    }
+    assert tables_digest(make_tenant(spec)) == hashlib.sha256(text.encode()).hexdigest()
+    assert tables_digest(make_tenant()) != tables_digest(make_tenant(spec))
 
 
 def test_a_deployment_in_full() -> None:
@@ -235,6 +274,9 @@ def test_an_ingest_template_in_full() -> None:
                         env("PENDING_BYTES", "1073741824"),
                         env("REQUESTS_PER_SECOND", "0"),
                         env("FRESHNESS_TARGET_MS", "5000"),
+                        env("SNAPSHOT_KEEP_FOR_S", "604800"),
+                        env("SNAPSHOT_KEEP_LAST", "10"),
+                        env("TABLES_FILE", "/etc/duckmesh/tables/tables.json"),
                         env("DRAIN_S", "20"),
                     ],
                     "resources": {
@@ -244,7 +286,7 @@ def test_an_ingest_template_in_full() -> None:
                     "volumeMounts": [
                         *(
                             {"name": part, "mountPath": f"/etc/duckmesh/{part}", "readOnly": True}
-                            for part in parts
+                            for part in (*parts, "tables")
                         ),
                         {"name": "run", "mountPath": "/run/duckmesh"},
                         {"name": "tmp", "mountPath": "/tmp"},
@@ -269,6 +311,7 @@ def test_an_ingest_template_in_full() -> None:
                     {"name": part, "secret": {"secretName": f"acme-{part}", "defaultMode": 0o440}}
                     for part in parts
                 ),
+                {"name": "tables", "configMap": {"name": "acme-tables", "defaultMode": 0o440}},
                 {"name": "run", "emptyDir": {"sizeLimit": "1Gi"}},
                 {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
             ],
@@ -325,7 +368,7 @@ def test_a_migrate_job_lies_in_the_operators_namespace_and_ends() -> None:
     job: Any = build_migrate_job(make_context())
 
     assert job["metadata"] == {
-        "name": "duckmesh-migrate-0123456789ab4cde-3",
+        "name": f"duckmesh-migrate-0123456789ab4cde-{MIGRATION}",
         "namespace": "duckmesh-system",
         "labels": labels("migrate") | {"duckmesh.io/tenant-namespace": "team"},
     }
@@ -456,6 +499,9 @@ BASE = {"ingest": {"replicas": 2, "batch": {"maxRows": 5}}, "freshness": {"targe
             BASE | {"freshness": {"target": "5s", "sustainedFor": "9s"}}, 2, True, id="sustained"
         ),
         pytest.param(BASE | {"freshness": {"target": "6s"}}, 2, False, id="target"),
+        pytest.param(BASE | {"snapshots": {"keepFor": "48h"}}, 2, False, id="keepFor"),
+        pytest.param(BASE | {"snapshots": {"keepLast": 3}}, 2, False, id="keepLast"),
+        pytest.param(BASE | {"snapshots": {"maxAge": "5m"}}, 2, True, id="maxAge"),
         pytest.param(BASE | {"ingest": {"batch": {"maxRows": 6}}}, 2, False, id="batch"),
     ],
 )

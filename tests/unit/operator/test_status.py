@@ -82,6 +82,7 @@ def test_a_healthy_tenant_has_a_whole_status() -> None:
         "Suspended": ("False", "Active"),
         "Paused": ("False", "Managed"),
         "EgressRestricted": ("True", "Restricted"),
+        "DeadLetters": ("Unknown", "NotReported"),
     }
     assert {key: status[key] for key in ("phase", "workers", "replicas", "readyReplicas")} == {
         "phase": "Ready",
@@ -250,8 +251,22 @@ def test_each_trouble_has_its_condition(
             {"tables": [{"name": "t"}]},
             {},
             "Ready",
-            {"TablesReady": ("False", "TablesNotApplied")},
+            {"TablesReady": ("False", "Applying")},
             id="declared-tables",
+        ),
+        pytest.param(
+            {"tables": [{"name": "t"}], "paused": True},
+            {},
+            "Paused",
+            {"TablesReady": ("False", "Paused")},
+            id="declared-tables-paused",
+        ),
+        pytest.param(
+            {"tables": [{"name": "t"}], "suspend": True},
+            {"workers": (worker("ingest", 0), worker("query", 0))},
+            "Suspended",
+            {"TablesReady": ("False", "Suspended")},
+            id="declared-tables-suspended",
         ),
         pytest.param(
             {"compaction": {"enabled": False}},
@@ -269,6 +284,65 @@ def test_what_the_spec_asks_for_is_told(
 
     assert {kind: conditions(s).get(kind) for kind in expected} == expected
     assert build_status(s, NOW)["phase"] == phase
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, ("False", "Applying")),
+        ({"tables_digest": "old", "tables_ready": True}, ("False", "Applying")),
+        ({"tables_digest": "d", "tables_ready": True}, ("True", "Applied")),
+        ({"tables_digest": "d", "tables_problem": "table t: no"}, ("False", "Incompatible")),
+    ],
+)
+def test_declared_tables_are_ready_when_the_report_is_about_this_declaration(
+    said: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    s = situation({"tables": [{"name": "t"}]}, tables_digest="d", track=track(report(0, **said)))
+
+    assert conditions(s)["TablesReady"] == expected
+    if expected[1] == "Incompatible":
+        found: Any = build_status(s, NOW)["conditions"]
+        (one,) = [one for one in found if one["type"] == "TablesReady"]
+        assert one["message"].startswith("table t: no. Change spec.tables")
+
+
+def test_without_declared_tables_nothing_is_said_about_them() -> None:
+    said = {"tables_digest": "d", "tables_problem": "of an earlier spec"}
+
+    assert "TablesReady" not in conditions(situation(track=track(report(0, **said))))
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        pytest.param(None, ("Unknown", "NotReported"), id="a catalog of an earlier release"),
+        pytest.param(0, ("False", "NoLetters"), id="none"),
+        pytest.param(3, ("True", "LettersKept"), id="some"),
+    ],
+)
+def test_dead_letters_are_a_condition_and_a_count(
+    kept: int | None, expected: tuple[str, str]
+) -> None:
+    s = situation(track=track(report(0, dead_letters=kept)))
+    status: Any = build_status(s, NOW)
+
+    assert conditions(s)["DeadLetters"] == expected
+    assert status["ingest"].get("deadLetters") == kept
+    if kept:
+        (one,) = [one for one in status["conditions"] if one["type"] == "DeadLetters"]
+        assert "duckmesh dead-letters list" in one["message"]
+
+
+def test_another_count_of_dead_letters_is_written_when_it_is_due() -> None:
+    first = build_status(situation(track=track(report(0, dead_letters=3))), NOW)
+    soon = situation(previous=first, track=track(report(10, dead_letters=4)))
+    later = situation(previous=first, track=track(report(120, dead_letters=4)))
+    none_left = situation(previous=first, track=track(report(10, dead_letters=0)))
+
+    assert build_status(soon, NOW) == first
+    assert build_status(later, NOW)["ingest"] == {**first["ingest"], "deadLetters": 4}
+    assert build_status(none_left, NOW)["ingest"] == {**first["ingest"], "deadLetters": 0}
 
 
 def test_every_condition_carries_the_generation_and_a_known_reason() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duckmesh_runtime.domain.arrow_rows import SLICE_ROWS, decode_arrow
+from duckmesh_runtime.domain.decode import BulkFormat, Decoded, decode_bulk, op_for
 from duckmesh_runtime.domain.schema import TableDef, arrow_schema, parse_table
-from duckmesh_runtime.errors import DuckmeshError
+from duckmesh_runtime.domain.sift import BLOCK_ROWS
+from duckmesh_runtime.errors import DuckmeshError, Invalid
+from tests.fuzz import examples
 
 LIMIT = 2**26
 
@@ -34,11 +37,16 @@ def stream(rows: pa.Table, **options: Any) -> bytes:
     return sink.getvalue()
 
 
+def decode_all(into: TableDef, body: bytes, max_bytes: int = LIMIT) -> Decoded:
+    return decode_bulk(into, BulkFormat.ARROW, body, op_for(into, None), max_bytes=max_bytes)
+
+
 def decode(into: TableDef, rows: pa.Table | bytes, max_bytes: int = LIMIT) -> pa.Table:
-    body = rows if isinstance(rows, bytes) else stream(rows)
-    return pa.Table.from_batches(
-        decode_arrow(into, body, max_bytes=max_bytes), schema=arrow_schema(into)
-    )
+    """The rows of a body of which each fits."""
+    found = decode_all(into, rows if isinstance(rows, bytes) else stream(rows), max_bytes)
+    for each in found.rejected:
+        raise Invalid(each.code, f"row {each.index}: {each.message}")
+    return pa.Table.from_batches(found.batches, schema=arrow_schema(into))
 
 
 def refusal(into: TableDef, rows: pa.Table | bytes, max_bytes: int = LIMIT) -> str:
@@ -57,12 +65,12 @@ def test_columns_go_by_name_and_missing_ones_take_their_default() -> None:
 
 
 def test_a_large_body_comes_in_slices_and_keeps_its_order() -> None:
-    rows = pa.table({"a": range(3 * SLICE_ROWS + 1)})
+    rows = pa.table({"a": range(3 * BLOCK_ROWS + 1)})
 
-    batches = decode_arrow(table(a="BIGINT"), stream(rows), max_bytes=LIMIT)
+    batches = decode_all(table(a="BIGINT"), stream(rows)).batches
 
-    assert max(batch.num_rows for batch in batches) == SLICE_ROWS
-    assert pa.Table.from_batches(batches)["a"].to_pylist() == list(range(3 * SLICE_ROWS + 1))
+    assert max(batch.num_rows for batch in batches) == BLOCK_ROWS
+    assert pa.Table.from_batches(batches)["a"].to_pylist() == list(range(3 * BLOCK_ROWS + 1))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,18 @@ def test_a_column_of_another_kind_is_incompatible(type_name: str, source: pa.Arr
     )
 
 
+def maps(*values: Sequence[tuple[str, object]] | None) -> pa.Array:
+    item = (
+        pa.string()
+        if any(isinstance(v, str) for each in values for _, v in each or ())
+        else pa.int64()
+    )
+    return pa.array(list(values), pa.map_(pa.string(), item))
+
+
+LEAST: Final = pa.array([-(2**63)], pa.int64()).view(pa.timestamp("ns"))
+
+
 @pytest.mark.parametrize(
     ("type_name", "source"),
     [
@@ -139,6 +159,18 @@ def test_a_column_of_another_kind_is_incompatible(type_name: str, source: pa.Arr
         pytest.param("TIMESTAMP", pa.array([2**62], pa.timestamp("us")), id="year 150000"),
         pytest.param("TIMESTAMP", pa.array([1], pa.timestamp("ns")), id="lost nanosecond"),
         pytest.param("DATE", pa.array([10**7], pa.date32()), id="year 29000"),
+        *(
+            pytest.param("TIMESTAMP_NS", pa.array([edge], pa.timestamp("ns")), id=f"edge {edge}")
+            for edge in (2**63 - 1, -(2**63) + 1)
+        ),
+        pytest.param("TIMESTAMP_NS", LEAST, id="least int64"),
+        pytest.param("TIMESTAMP_NS[]", pa.ListArray.from_arrays([0, 1], LEAST), id="in a list"),
+        pytest.param("MAP(VARCHAR, BIGINT)", maps([("a", 1), ("a", 2)]), id="key twice"),
+        pytest.param(
+            "MAP(VARCHAR, BIGINT)[]",
+            pa.ListArray.from_arrays([0, 2], maps([("a", 1)], [("a", 1), ("a", 1)])),
+            id="key twice in a list",
+        ),
         pytest.param("UUID", pa.array(["zz"]), id="no UUID"),
         pytest.param("JSON", pa.array(["{"]), id="no document"),
         pytest.param("JSON", pa.array(["[" * 100_000]), id="deep document"),
@@ -146,8 +178,62 @@ def test_a_column_of_another_kind_is_incompatible(type_name: str, source: pa.Arr
 )
 def test_a_value_that_does_not_fit_is_refused(type_name: str, source: pa.Array) -> None:
     assert refusal(table(x=type_name), pa.table({"x": source})).startswith(
-        "VALIDATION_FAILED x: holds a value that is not "
+        "VALIDATION_FAILED row 0: x: want "
     )
+
+
+def test_a_map_that_does_not_fit_refuses_its_own_row() -> None:
+    sent = maps(
+        [("a", "1"), ("b", "2")], None, [("b", "x"), ("b", "y")], [("a", "\0")], [("a", "3")]
+    )
+
+    found = decode_all(table(x="MAP(VARCHAR, VARCHAR)"), stream(pa.table({"x": sent})))
+
+    assert [each.index for each in found.rejected] == [2, 3]
+    assert [batch["x"].to_pylist() for batch in found.batches] == [
+        [[("a", "1"), ("b", "2")], None, [("a", "3")]]
+    ]
+
+
+def test_uuids_inside_others_are_text() -> None:
+    text = "123e4567-e89b-12d3-a456-426614174000"
+    plain = pa.array([UUID(text).bytes, None, UUID(text).bytes], pa.binary(16))
+    uuids = pa.ExtensionArray.from_storage(pa.uuid(), plain)
+    lists = pa.ListArray.from_arrays([0, 1, 1, 3], uuids, mask=pa.array([False, True, False]))
+    rows = pa.table(
+        {
+            "l": lists,
+            "s": pa.StructArray.from_arrays([lists], names=["u"]),
+            "m": pa.MapArray.from_arrays([0, 1, 1, 3], ["a", "a", "b"], uuids),
+        }
+    )
+    into = table(l="UUID[]", s="STRUCT(u UUID[])", m="MAP(VARCHAR, UUID)")
+
+    for start in range(3):
+        found = decode(into, rows.slice(start))
+
+        assert found["l"].to_pylist() == [[text], None, [None, text]][start:]
+        assert (
+            found["s"].to_pylist() == [{"u": each} for each in [[text], None, [None, text]]][start:]
+        )
+        assert found["m"].to_pylist() == [[("a", text)], [], [("a", None), ("b", text)]][start:]
+
+
+def test_what_hides_behind_a_null_does_not_matter() -> None:
+    twice = pa.MapArray.from_arrays([0, 2, 3], ["a", "a", "b"], pa.array([1, 2, 3]))
+    hidden = pa.MapArray.from_arrays(
+        twice.offsets, twice.keys, twice.items, mask=pa.array([True, False])
+    )
+
+    found = decode(table(x="MAP(VARCHAR, BIGINT)"), pa.table({"x": hidden}))
+
+    assert found["x"].to_pylist() == [None, [("b", 3)]]
+
+
+def test_the_nanoseconds_beside_the_edges_are_kept() -> None:
+    edges = pa.array([2**63 - 2, -(2**63) + 2], pa.timestamp("ns"))
+
+    assert decode(table(x="TIMESTAMP_NS"), pa.table({"x": edges}))["x"].combine_chunks() == edges
 
 
 def test_special_doubles_are_kept() -> None:
@@ -164,7 +250,10 @@ NOT_NULL = table(x={"type": "INTEGER", "nullable": False}, y="INTEGER")
     [
         (pa.table({"x": [1], "z": [1]}), "SCHEMA_INCOMPATIBLE z: no such column; the table has x"),
         (pa.table({"y": [1]}), "SCHEMA_INCOMPATIBLE x: is missing, and the column is NOT NULL"),
-        (pa.table({"x": [1, None]}), "VALIDATION_FAILED x: holds NULL"),
+        (
+            pa.table({"x": [1, None]}),
+            "VALIDATION_FAILED row 1: x: is missing or null, want a whole number",
+        ),
         (
             pa.Table.from_arrays([pa.array([1]), pa.array([1])], names=["x", "x"]),
             "SCHEMA_INCOMPATIBLE x: is there twice",
@@ -240,7 +329,7 @@ SOUND = stream(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(
     changes=st.lists(
         st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), min_size=1, max_size=5

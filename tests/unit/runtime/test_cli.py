@@ -7,19 +7,23 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from duckmesh_runtime.__main__ import main
-from duckmesh_runtime.cli import connection
+from duckmesh_runtime.cli import bodies, connection
 from duckmesh_runtime.cli.client import ApiError, Client, Connection
-from duckmesh_runtime.cli.show import spark
+from duckmesh_runtime.cli.show import show_error
+from duckmesh_runtime.domain.sift import Rejected
 from duckmesh_runtime.domain.tokens import Token
-from duckmesh_runtime.errors import Invalid, Unavailable
+from duckmesh_runtime.errors import Conflict, Invalid, Unavailable
 from tests.fakes.doors import LAKE, key
 
 
@@ -31,12 +35,18 @@ class Cli:
         self.file = folder / "connection.json"
 
     async def __call__(
-        self, *args: str, as_key: str | None = "admin", input: str | None = None
+        self,
+        *args: str,
+        as_key: str | None = "admin",
+        input: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Result:
-        env = {"DUCKMESH_URL": self.url} | ({"DUCKMESH_API_KEY": key(as_key)} if as_key else {})
-        return await asyncio.to_thread(self.run, args, env, input)
+        known = {"DUCKMESH_URL": self.url} | ({"DUCKMESH_API_KEY": key(as_key)} if as_key else {})
+        return await asyncio.to_thread(self.run, args, {**known, **(env or {})}, input)
 
-    def run(self, args: tuple[str, ...], env: dict[str, str], input: str | None = None) -> Result:
+    def run(
+        self, args: tuple[str, ...], env: dict[str, str], input: str | bytes | None = None
+    ) -> Result:
         return CliRunner().invoke(
             main, ["--connection", str(self.file), *args], env=env, input=input
         )
@@ -112,7 +122,7 @@ async def test_a_refused_piece_ends_the_run(cli: Cli, doors: Any, events: Path) 
     async def refuse(*_: object, **__: object) -> None:
         raise Invalid("VALIDATION_FAILED", "id: want a whole number")
 
-    doors.ingest.ingest_arrow = refuse
+    doors.ingest.ingest_bulk = refuse
 
     result = await cli("ingest", str(events))
 
@@ -121,7 +131,7 @@ async def test_a_refused_piece_ends_the_run(cli: Cli, doors: Any, events: Path) 
 
 
 async def test_a_busy_lake_is_asked_again(cli: Cli, doors: Any, events: Path) -> None:
-    real, tries = doors.ingest.ingest_arrow, []
+    real, tries = doors.ingest.ingest_bulk, []
 
     async def busy(*args: Any, **options: Any) -> Any:
         tries.append(1)
@@ -129,11 +139,48 @@ async def test_a_busy_lake_is_asked_again(cli: Cli, doors: Any, events: Path) ->
             raise Unavailable("CATALOG_UNAVAILABLE", "away", retry_after_s=1)
         return await real(*args, **options)
 
-    doors.ingest.ingest_arrow = busy
+    doors.ingest.ingest_bulk = busy
 
     result = await cli("ingest", str(events), "--output", "json")
 
     assert (result.exit_code, len(tries)) == (0, 2)
+
+
+async def test_text_goes_as_it_is_in_pieces_with_a_key_each(
+    cli: Cli, doors: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "BODY_BYTES", 30)
+    file = tmp_path / "events.ndjson"
+    file.write_text("".join(f'{{"id": {i}}}\n' for i in range(10)))
+
+    result = await cli("ingest", str(file), "--op", "insert", "--atomic", "--output", "json")
+
+    assert result.exit_code == 0, result.stderr
+    sent = doors.ingest.bodies
+    assert {(b.format, b.op, b.atomic) for b in sent} == {("ndjson", "insert", True)}
+    assert b"".join(b.content for b in sent) == file.read_bytes()
+    assert len({b.key for b in sent}) == len(sent) > 2
+
+
+async def test_a_file_sent_for_another_operation_has_other_keys(
+    cli: Cli, doors: Any, events: Path
+) -> None:
+    for op in ("upsert", "delete"):
+        await cli("ingest", str(events), "--op", op)
+
+    assert len({body.key for body in doors.ingest.bodies}) == 2
+
+
+async def test_rejected_rows_are_named_by_their_place_and_fail_the_run(
+    cli: Cli, doors: Any, events: Path
+) -> None:
+    doors.ingest.rejected = [Rejected(index=1, code="VALIDATION_FAILED", message="id: want 1")]
+
+    result = await cli("ingest", str(events), "--output", "json")
+
+    assert result.exit_code == 1
+    assert "row 2: id: want 1" in result.stderr
+    assert json.loads(result.stdout)["rejected"] == 1
 
 
 async def test_a_query_prints_a_table_and_its_snapshot(cli: Cli) -> None:
@@ -154,14 +201,77 @@ async def test_data_cannot_drive_the_terminal(cli: Cli, doors: Any) -> None:
     assert "\\x1b[31mred\\x07" in result.stdout
 
 
+TERMINAL = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "0", "COLUMNS": "80", "TERM": "xterm"}
+
+
+def _answers(doors: Any, columns: dict[str, list[Any]], types: list[str]) -> None:
+    doors.query.batches = [pa.RecordBatch.from_pydict(columns)]
+    doors.query.type_names = types
+
+
 async def test_more_columns_than_the_terminal_is_wide_are_shown_down(cli: Cli, doors: Any) -> None:
     names = [f"column_{i}" for i in range(30)]
-    doors.query.batches = [pa.RecordBatch.from_pydict({name: [7] for name in names})]
-    doors.query.type_names = ["BIGINT"] * 30
+    _answers(doors, {name: [7] for name in names}, ["BIGINT"] * 30)
+
+    result = await cli("query", "SELECT *", env=TERMINAL)
+
+    assert all(name in result.stdout for name in names)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+async def test_many_rows_of_many_columns_show_the_first_and_last_columns(
+    cli: Cli, doors: Any
+) -> None:
+    names = [f"c{i}" for i in range(30)]
+    _answers(doors, {name: [7] * 50 for name in names}, ["BIGINT"] * 30)
+
+    result = await cli("query", "SELECT *", env=TERMINAL)
+
+    assert "c0 " in result.stdout
+    assert "c29 " in result.stdout
+    assert "c15 " not in result.stdout
+    assert "7 of 30 columns shown" in result.stderr
+
+
+async def test_long_values_are_cut_on_a_terminal_and_whole_elsewhere(cli: Cli, doors: Any) -> None:
+    _answers(doors, {"id": [1], "text": ["long " * 100]}, ["BIGINT", "VARCHAR"])
+
+    terminal = await cli("query", "SELECT *", env=TERMINAL)
+    piped = await cli("query", "SELECT *")
+
+    assert "…" in terminal.stdout
+    assert max(map(len, terminal.stdout.splitlines())) <= 80
+    assert "long " * 100 in piped.stdout
+
+
+async def test_very_many_rows_show_the_first_and_the_last(cli: Cli, doors: Any) -> None:
+    _answers(doors, {"n": list(range(10_000, 13_000))}, ["BIGINT"])
 
     result = await cli("query", "SELECT *")
 
-    assert all(name in result.stdout for name in names)
+    assert "10499" in result.stdout
+    assert "12500" in result.stdout
+    assert "10500" not in result.stdout
+    assert "1,000 of 3,000 rows shown" in result.stderr
+
+
+async def test_colours_are_for_terminals_that_want_them(cli: Cli) -> None:
+    async def printed(**env: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "duckmesh_runtime", "status", "--url", cli.url),
+            env={"DUCKMESH_API_KEY": "dmk_x", **env},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+        return errors.decode()
+
+    terminal, without = await printed(**TERMINAL), await printed(**TERMINAL, NO_COLOR="1")
+    piped = await printed()
+
+    assert "\x1b[1;31merror UNAUTHENTICATED" in terminal
+    assert "\x1b[1merror UNAUTHENTICATED" in without
+    assert "\x1b" not in piped
 
 
 async def test_a_query_asks_for_a_token_and_limits(cli: Cli, doors: Any) -> None:
@@ -180,15 +290,126 @@ async def test_a_query_asks_for_a_token_and_limits(cli: Cli, doors: Any) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "at"),
+    [
+        ("--snapshot", "0", 0),
+        ("--snapshot", "412", 412),
+        ("--at", "2026-01-31T13:00:00+01:00", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+    ],
+)
+async def test_a_query_asks_for_the_past(
+    cli: Cli, doors: Any, option: str, value: str, at: int | datetime
+) -> None:
+    await cli("query", "SELECT 1", option, value)
+
+    (asked,) = doors.query.asked
+    assert asked.at == at
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        pytest.param("yesterday", "is no time", id="no time"),
+        pytest.param("2026-01-31T12:00:00", "2026-01-31T12:00:00Z when it is in UTC", id="no zone"),
+        pytest.param("2026-02-31T12:00:00Z", "is no time", id="no such day"),
+    ],
+)
+async def test_a_time_that_is_none_is_told_before_anything_is_asked(
+    cli: Cli, doors: Any, at: str, told: str
+) -> None:
+    result = await cli("query", "SELECT 1", "--at", at)
+
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+    assert not doors.query.asked
+
+
+async def test_two_ways_to_name_a_snapshot_are_refused_by_name(cli: Cli, doors: Any) -> None:
+    result = await cli("query", "SELECT 1", "--snapshot", "3", "--at", "2026-01-31T13:00:00Z")
+
+    assert result.exit_code == 1
+    assert "snapshot_id" in result.stderr
+    assert "snapshot_time" in result.stderr
+    assert not doors.query.asked
+
+
 async def test_a_query_prints_the_formats_as_they_come(cli: Cli) -> None:
     as_json = await cli("query", "SELECT n", "--output", "json")
     as_csv = await cli("query", "SELECT n", "--output", "csv")
     as_arrow = await cli("query", "SELECT n", "--output", "arrow")
+    as_parquet = await cli("query", "SELECT n", "--output", "parquet")
 
     assert json.loads(as_json.stdout)["rows"] == [[1], [2]]
     assert as_csv.stdout == '"n"\n1\n2\n'
     with pa.ipc.open_stream(io.BytesIO(as_arrow.stdout_bytes)) as reader:
         assert reader.read_all().to_pydict() == {"n": [1, 2]}
+    assert pq.read_table(io.BytesIO(as_parquet.stdout_bytes)).to_pydict() == {"n": [1, 2]}
+
+
+@pytest.mark.parametrize("output", ["csv", "ndjson", "arrow", "parquet"])
+async def test_a_streamed_answer_says_what_it_is_of_and_that_it_may_be_cut(
+    cli: Cli, output: str
+) -> None:
+    whole = await cli("query", "SELECT n", "--output", output)
+    cut = await cli("query", "SELECT n", "--output", output, "--limit", "2")
+
+    assert (whole.exit_code, cut.exit_code) == (0, 0)
+    assert whole.stderr.startswith("2 rows; snapshot 7 of 2026-01-31T12:00:00Z, lag 5 ms")
+    assert cut.stderr.startswith("2 rows (the row limit is 2: there may be more); snapshot 7")
+
+
+async def test_an_answer_that_was_cut_says_so(cli: Cli, doors: Any) -> None:
+    doors.query.truncated = True
+
+    table = await cli("query", "SELECT n")
+    as_json = await cli("query", "SELECT n", "--output", "json")
+
+    assert "2 rows (cut at the row limit" in table.stderr
+    assert "2 rows (cut at the row limit" in as_json.stderr
+    assert json.loads(as_json.stdout)["truncated"]
+
+
+async def test_an_answer_that_breaks_off_is_never_taken_for_the_whole(cli: Cli, doors: Any) -> None:
+    doors.query.batches = [pa.RecordBatch.from_pydict({"n": [1, 2]})] * 2
+    doors.query.failure, doors.query.failure_after = Invalid("QUERY_MEMORY", "too much"), 1
+
+    result = await cli("query", "SELECT n", "--output", "csv")
+
+    assert result.exit_code == 1
+    assert "rows came and are not all" in result.stderr
+    assert "INCOMPLETE" in result.stderr
+    assert "--output json" in result.stderr
+    assert "snapshot 7" not in result.stderr
+
+
+async def test_bytes_are_not_for_a_terminal(
+    cli: Cli, doors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+
+    result = await cli("query", "SELECT n", "--output", "parquet")
+
+    assert result.exit_code == 2
+    assert "redirect it" in result.stderr
+    assert not doors.query.asked
+
+
+async def test_a_key_used_for_something_else_speaks_of_files_where_one_was_sent(
+    cli: Cli, doors: Any, events: Path
+) -> None:
+    async def conflict(*_: object, **__: object) -> None:
+        raise Conflict("IDEMPOTENCY_CONFLICT", "Idempotency-Key: was used with other content")
+
+    doors.ingest.ingest_bulk = conflict
+    doors.parts.tables.versions = conflict
+
+    sent = await cli("ingest", str(events))
+    asked = await cli("tables", "describe", "events")
+
+    assert "the same file was sent before" in sent.stderr
+    assert "the key was used for something else" in asked.stderr
+    assert "file" not in asked.stderr
 
 
 async def test_lag_tables_and_status_are_shown(cli: Cli) -> None:
@@ -203,30 +424,6 @@ async def test_lag_tables_and_status_are_shown(cli: Cli) -> None:
     assert "id BIGINT" in tables.stdout
     assert json.loads(listed.stdout)[0]["name"] == "events"
     assert status.stdout.startswith("status: ok")
-
-
-async def test_lag_is_watched_until_it_cannot_be_read(cli: Cli, doors: Any) -> None:
-    real, times = doors.parts.bus.backlog, []
-
-    async def backlog() -> Any:
-        times.append(1)
-        if len(times) > 2:
-            raise Invalid("FORBIDDEN", "no longer")
-        return await real()
-
-    doors.parts.bus.backlog = backlog
-
-    result = await cli("lag", "-w")
-
-    assert (result.exit_code, len(times)) == (1, 3)
-    assert "history" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("values", "drawn"), [([0, 0], "  "), ([0, 1, 8], " ▁█"), ([5], "█"), ([1, 1000], "▁█")]
-)
-def test_lag_is_drawn_as_high_as_its_part_of_the_largest(values: list[int], drawn: str) -> None:
-    assert spark(values) == drawn
 
 
 async def test_status_tells_of_a_lake_that_is_not_ready(cli: Cli, doors: Any) -> None:
@@ -290,12 +487,37 @@ def test_a_connection_of_other_origin_is_left_alone(tmp_path: Path) -> None:
 async def test_nobody_there_is_unreachable_after_the_retries() -> None:
     nobody = Connection(url="http://127.0.0.1:1", api_key="dmk_x", retry_s=0.3)
 
-    async with Client(nobody) as client:
-        with pytest.raises(ApiError) as caught:
-            await client.call("GET", "/v1/tables")
+    told: list[tuple[ApiError, float]] = []
+    async with Client(nobody, away=lambda *said: told.append(said)) as client:
+        for _ in range(2):
+            with pytest.raises(ApiError) as caught:
+                await client.call("GET", "/v1/tables")
 
     assert (caught.value.code, caught.value.retryable) == ("UNREACHABLE", True)
     assert "dmk_x" not in repr(nobody) + str(caught.value)
+    ((first, left_s),) = told  # once, while there is time left
+    assert "http://127.0.0.1:1 does not answer" in first.message
+    assert 0 < left_s <= 0.3
+
+
+def test_each_refused_record_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    rejected = [{"index": i, "message": "id: want a whole number"} for i in (3, 4)]
+    message = "record 3: id: want a whole number (and 1 more, see rejected)"
+
+    show_error(
+        ApiError({"error_code": "VALIDATION_FAILED", "message": message, "rejected": rejected})
+    )
+
+    told = capsys.readouterr().err
+    assert [told.count(f"record {i}: id: want a whole number") for i in (3, 4)] == [1, 1]
+
+
+async def test_what_is_no_url_is_told_at_once(cli: Cli) -> None:
+    result = await asyncio.to_thread(cli.run, ("--url", "foo", "--api-key", "x", "tables"), {})
+
+    assert result.exit_code == 1
+    assert "foo is no URL: want one like http://127.0.0.1:8080" in result.stderr
+    assert "trying again" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["missing.csv", "strange.xyz", "broken.parquet", "broken.arrow"])

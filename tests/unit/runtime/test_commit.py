@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import msgspec
 import pyarrow as pa
 import pytest
 
-from duckmesh_runtime.domain.schema import ColumnDef, TableDef
+from duckmesh_runtime.domain.changes import AddColumn, DropColumn, alter_json, apply_changes
+from duckmesh_runtime.domain.schema import ColumnDef, TableDef, table_json
 from duckmesh_runtime.errors import Corrupt, Unavailable
 from duckmesh_runtime.ports import (
     Append,
@@ -18,9 +22,12 @@ from duckmesh_runtime.ports import (
     CommitResult,
     EntryKind,
     Part,
+    StagedFile,
+    TableFile,
     TableRows,
 )
 from duckmesh_runtime.services.commit import Committer
+from duckmesh_runtime.services.pieces import Piece, parts_of, row_count
 from duckmesh_runtime.settings import BatchSettings
 from tests.fakes.bus import FakeBus
 from tests.fakes.lake import FakeElection, FakeLake, FakeWriter
@@ -39,7 +46,18 @@ class World:
         self.bus = FakeBus()
         self.lake = FakeLake(tables={"t": (T, [])})
         self.election = FakeElection(self.lake)
-        self.committer = Committer(self.bus, self.election, self.lake.open_writer, self.lake, batch)
+        self.restored = 0
+        self.committer = Committer(
+            self.bus,
+            self.election,
+            self.lake.open_writer,
+            self.lake,
+            batch,
+            on_restored=self._count_restore,
+        )
+
+    def _count_restore(self) -> None:
+        self.restored += 1
 
     async def send(self, *ids: int | None, table: str = "t") -> int:
         rows = pa.record_batch({"id": pa.array(ids, pa.int64())})
@@ -50,6 +68,17 @@ class World:
                 parts=[Part(rows=len(ids), payload=rows.serialize().to_pybytes())],
                 schema_version=(await self.bus.head()).schema_version,
                 header=rows.schema.serialize().to_pybytes(),
+            )
+        )
+
+    async def file(self, path: str, *, rows: int) -> int:
+        payload = msgspec.json.encode(StagedFile(path=path, rows=rows, size=1))
+        return await self.append(
+            Append(
+                kind=EntryKind.FILE,
+                table="t",
+                parts=[Part(rows=rows, payload=payload)],
+                schema_version=(await self.bus.head()).schema_version,
             )
         )
 
@@ -177,8 +206,8 @@ async def test_only_the_poison_entry_is_set_aside(world: World, poison: int) -> 
         await world.visible(last)
 
     assert world.lake.ids("t") == [number for number in range(5) if number != poison]
-    assert [number for number, _ in world.lake.letters] == [poison + 1]
-    assert "NOT NULL" in world.lake.letters[0][1]
+    assert [letter.last for letter in world.lake.letters] == [poison + 1]
+    assert "NOT NULL" in world.lake.letters[0].error
 
 
 async def test_a_batch_of_nothing_but_poison_does_not_stop_the_lake(world: World) -> None:
@@ -193,7 +222,285 @@ async def test_a_batch_of_nothing_but_poison_does_not_stop_the_lake(world: World
     async with world.running():
         await world.visible(last)
 
-    assert [number for number, _ in world.lake.letters] == [1, 2, 3]
+    assert [letter.last for letter in world.lake.letters] == [1, 2, 3]
+    assert world.lake.ids("t") == [1]
+
+
+@pytest.mark.parametrize("poison", [{0}, {4}, {1, 2}, {0, 6}, set(range(7))], ids=str)
+async def test_a_poison_record_inside_an_entry_is_alone_set_aside_with_its_own_payload(
+    world: World, poison: set[int]
+) -> None:
+    last = await world.send(*(None if id_ in poison else id_ for id_ in range(7)))
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [id_ for id_ in range(7) if id_ not in poison]
+    assert [(a.first, a.last) for a in world.lake.letters] == [(i + 1, i + 1) for i in poison]
+    for letter in world.lake.letters:
+        assert letter.payload is not None
+        with pa.ipc.open_stream(letter.payload) as reader:
+            assert reader.read_all().to_pydict() == {"id": [None]}
+
+
+async def test_what_the_lake_refuses_as_a_whole_is_one_letter(world: World) -> None:
+    """A hundred thousand letters of one row each, one after the other, would stop the lake for hours."""
+    await world.send(1)
+    await world.send(*range(1000), table="nowhere")
+    last = await world.send(2)
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [1, 2]
+    (letter,) = world.lake.letters
+    assert (letter.first, letter.last, letter.payload) == (2, 1001, None)
+
+
+async def test_many_rows_are_refused_several_times_before_all_are_set_aside(world: World) -> None:
+    await world.send(1, 2)
+    last = await world.send(3)
+    whole = replace(REJECTED, whole=True)
+    world.lake.planned = [whole] * (3 + 2)  # of the batch, then of the first entry
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [1, 2, 3]
+    assert not world.lake.letters
+
+
+async def test_a_watermark_inside_an_entry_is_gone_on_from(world: World) -> None:
+    last = await world.send(1, 2, 3)
+    world.lake.token = 2
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [3]
+    assert world.lake.commits == [(2, 3)]
+
+
+async def test_an_entry_that_is_too_much_for_one_commit_is_cut(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = FakeWriter.commit
+
+    async def slow(
+        self: FakeWriter, prev: int, tok: int, parts: Sequence[TableRows | TableFile]
+    ) -> CommitResult:
+        return await whole(self, prev, tok, parts) if tok - prev <= 2 else REREAD
+
+    monkeypatch.setattr(FakeWriter, "commit", slow)
+    last = await world.send(*range(9))
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == list(range(9))
+    assert not world.lake.letters
+
+
+async def test_one_record_that_does_not_fit_now_waits_and_is_never_lost(world: World) -> None:
+    last = await world.send(1)
+    world.lake.planned = [REREAD] * 5
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [1]
+    assert not world.lake.letters
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses, and no time that failures must go on for."""
+    monkeypatch.setattr("duckmesh_runtime.services.commit._LONGEST_PAUSE_S", 0)
+    monkeypatch.setattr("duckmesh_runtime.services.stuck.LEAST_S", 0)
+
+
+@pytest.fixture
+def tries(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lake never takes row 13, which looks as if the store were ill; how many numbers were in each try with it."""
+    whole = FakeWriter.commit
+    found: list[int] = []
+
+    async def ill(
+        self: FakeWriter, prev: int, tok: int, parts: Sequence[TableRows | TableFile]
+    ) -> CommitResult:
+        if any(13 in part.rows["id"].to_pylist() for part in parts if isinstance(part, TableRows)):
+            found.append(tok - prev)
+            return REREAD
+        return await whole(self, prev, tok, parts)
+
+    monkeypatch.setattr(FakeWriter, "commit", ill)
+    return found
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_want_of_memory_or_time_is_never_the_record_s_fault(world: World) -> None:
+    last = await world.send(1)
+    world.lake.planned = [replace(REREAD, scarce=True)] * 20
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [1]
+    assert not world.lake.letters
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_record_that_alone_fails_for_ever_is_set_aside(
+    world: World, tries: list[int]
+) -> None:
+    last = await world.send(*range(20))
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [id_ for id_ in range(20) if id_ != 13]
+    (letter,) = world.lake.letters
+    assert (letter.first, letter.last) == (14, 14)
+    assert re.fullmatch(r"planned, \d+ times in 0 s, while all else .*", letter.error)
+    assert tries.count(1) >= 8
+    assert world.lake.probes == tries.count(1)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_change_that_fails_for_ever_is_set_aside(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ill(*_: object) -> CommitResult:
+        return REREAD
+
+    monkeypatch.setattr(FakeWriter, "drop_table", ill)
+    await world.change(EntryKind.DROP_TABLE, "t")
+    last = await world.send(1)
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [1]
+    assert [(a.first, a.last, a.payload) for a in world.lake.letters] == [(1, 1, None)]
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_nothing_is_set_aside_while_something_else_is_wrong(
+    world: World, tries: list[int]
+) -> None:
+    world.lake.healthy = False
+    await world.send(13)
+
+    async with world.running():
+        await until(lambda: len(tries) > 50)
+        assert not world.lake.letters
+        # What failed then tells nothing of the row.
+        failed, world.lake.healthy = len(tries), True
+        await world.visible(1)
+
+    assert len(tries) - failed >= 8
+    assert len(world.lake.letters) == 1
+
+
+@pytest.mark.usefixtures("tries")
+async def test_failures_must_go_on_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("duckmesh_runtime.services.commit._LONGEST_PAUSE_S", 0)
+    await world.send(13)
+
+    async with world.running():
+        await until(lambda: world.lake.probes > 50)
+
+    assert not world.lake.letters
+
+
+async def test_rows_for_which_memory_does_not_suffice_are_cut_not_set_aside(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(pieces: Sequence[Piece]) -> list[TableRows | TableFile]:
+        if row_count(pieces) > 2:
+            raise pa.ArrowMemoryError("planned")
+        return parts_of(pieces)
+
+    monkeypatch.setattr("duckmesh_runtime.services.commit.parts_of", greedy)
+    last = await world.send(*range(9))
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == list(range(9))
+    assert not world.lake.letters
+
+
+async def test_an_entry_that_cannot_be_read_is_one_letter_though_it_was_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("duckmesh_runtime.services.commit._ALL", 2)
+    world = World()
+    await world.send(1, 2, 3, 4)
+    world.bus.entries[-1] = replace(world.bus.entries[-1], payload=b"garbage")
+    last = await world.send(5)
+
+    async with world.running():
+        await world.visible(last)
+
+    (letter,) = world.lake.letters
+    assert (letter.first, letter.last, letter.payload) == (1, 4, None)
+    assert world.lake.ids("t") == [5]
+
+
+async def test_a_staged_file_lands_beside_rows(world: World) -> None:
+    world.lake.store["staged"] = pa.table({"id": [1, 2]})
+    await world.send(0)
+    await world.file("staged", rows=2)
+    last = await world.send(3)
+
+    async with world.running():
+        await world.visible(last)
+
+    assert sorted(world.lake.ids("t")) == [0, 1, 2, 3]
+    assert world.lake.commits == [(0, 4)]
+
+
+async def test_a_file_that_is_gone_is_a_letter_and_the_rest_goes_on(world: World) -> None:
+    await world.send(0)
+    await world.file("gone", rows=2)
+    last = await world.send(3)
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.ids("t") == [0, 3]
+    (letter,) = world.lake.letters
+    assert (letter.first, letter.last, letter.payload) == (2, 3, None)
+    assert "DATA_FILE_MISSING" in letter.error
+
+
+async def test_a_changed_table_takes_what_was_accepted_after(world: World) -> None:
+    changes = [AddColumn(column=ColumnDef(name="more", type="BIGINT"))]
+    payload = json.dumps(alter_json(apply_changes(T, changes), changes)).encode()
+    await world.send(1)
+    await world.change(EntryKind.CREATE_TABLE, "t", json.dumps(table_json(T)).encode())
+    last = await world.change(EntryKind.ALTER_TABLE, "t", payload)
+
+    async with world.running():
+        await world.visible(last)
+
+    assert [column.name for column in world.lake.tables["t"][0].columns] == ["id", "more"]
+
+
+async def test_a_refused_change_is_set_aside(world: World) -> None:
+    changes = [DropColumn(name="id")]
+    payload = json.dumps(alter_json(T, changes)).encode()
+    await world.change(EntryKind.CREATE_TABLE, "t", json.dumps(table_json(T)).encode())
+    await world.change(EntryKind.ALTER_TABLE, "t", payload)
+    last = await world.send(1)
+
+    async with world.running():
+        await world.visible(last)
+
+    assert [(a.first, a.last) for a in world.lake.letters] == [(2, 2)]
     assert world.lake.ids("t") == [1]
 
 
@@ -213,14 +520,14 @@ async def test_a_backlog_that_is_too_much_for_one_commit_lands_in_smaller_ones(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What takes longer than a commit may would otherwise be tried for ever, all of it each time."""
-    whole = FakeWriter.commit_rows
+    whole = FakeWriter.commit
 
     async def slow(
-        self: FakeWriter, prev: int, tok: int, parts: Sequence[TableRows]
+        self: FakeWriter, prev: int, tok: int, parts: Sequence[TableRows | TableFile]
     ) -> CommitResult:
         return await whole(self, prev, tok, parts) if tok - prev <= 2 else REREAD
 
-    monkeypatch.setattr(FakeWriter, "commit_rows", slow)
+    monkeypatch.setattr(FakeWriter, "commit", slow)
     for number in range(1, 9):
         last = await world.send(number)
 
@@ -350,3 +657,69 @@ async def test_the_bounds_of_a_batch_are_kept() -> None:
         await world.visible(last)
 
     assert world.lake.commits == [(0, 2), (2, 4), (4, 5)]
+
+
+async def test_a_restore_takes_back_what_came_before_it_and_not_what_comes_after(
+    world: World,
+) -> None:
+    payload = json.dumps(table_json(replace(T, name="u"))).encode()
+    await world.change(EntryKind.CREATE_TABLE, "t", json.dumps(table_json(T)).encode())
+    async with world.running():
+        await world.visible(await world.send(1, 2))
+        then = max(world.lake.snapshots)
+        world.bus.snapshots[then] = world.lake.token
+
+        await world.send(3)
+        await world.change(EntryKind.CREATE_TABLE, "u", payload)
+        await world.bus.restore(then)
+        await world.visible(await world.send(4))
+
+    assert world.lake.ids("t") == [1, 2, 4]
+    assert "u" not in world.lake.tables
+    assert world.restored == 1
+    assert world.bus.pinned == {}
+
+
+async def test_a_refused_restore_is_set_aside_after_one_try(world: World) -> None:
+    world.bus.snapshots[1] = 0
+    number = (await world.bus.restore(1)).last
+    world.lake.planned = [REJECTED]
+    last = await world.send(1)
+
+    async with world.running():
+        await world.visible(last)
+
+    assert [(letter.first, letter.error) for letter in world.lake.letters] == [(number, "planned")]
+    assert world.lake.ids("t") == [1]
+    assert world.restored == 0
+
+
+@pytest.mark.parametrize(("scarce", "well"), [(False, True), (True, False)])
+async def test_a_restore_that_is_ended_twice_is_set_aside(
+    world: World, scarce: bool, well: bool
+) -> None:
+    world.bus.snapshots[1] = 0
+    number = (await world.bus.restore(1)).last
+    world.lake.healthy = well
+    world.lake.planned = [replace(REREAD, scarce=scarce)] * 2
+    last = await world.send(1)
+
+    async with world.running():
+        await world.visible(last)
+
+    (letter,) = world.lake.letters
+    assert letter.first == number
+    assert letter.error.startswith("planned, 2 times in")
+    assert world.lake.ids("t") == [1]
+
+
+async def test_a_restore_that_is_ended_once_is_done_at_the_next_try(world: World) -> None:
+    world.bus.snapshots[0] = 0
+    last = (await world.bus.restore(0)).last
+    world.lake.planned = [REREAD]
+
+    async with world.running():
+        await world.visible(last)
+
+    assert world.lake.letters == []
+    assert world.restored == 1

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from duckmesh_runtime.errors import Limited, Unavailable
+from duckmesh_runtime.ports import Backlog
 from duckmesh_runtime.services.intake import PendingBytes, RateLimit
 from tests.fakes.bus import FakeBus
 
@@ -52,6 +53,43 @@ def test_a_refusal_says_when_to_come_back() -> None:
     assert caught.value.retry_after_s == pytest.approx(0.1)
     clock.now += 0.101
     assert passes(limit, 1) == 1
+
+
+async def test_many_scrapes_are_one_look_at_the_bus() -> None:
+    bus, looks = FakeBus(), []
+    pending = PendingBytes(bus, 100)
+
+    async def backlog() -> Backlog:
+        looks.append(1)
+        return await FakeBus.backlog(bus)
+
+    bus.backlog = backlog  # type: ignore[method-assign]
+
+    for _ in range(20):
+        await pending.show()
+
+    assert len(looks) == 1
+
+
+async def test_a_bus_that_answers_slowly_is_asked_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bus, clock, looks = FakeBus(), Clock(), []
+    pending = PendingBytes(bus, 100)
+
+    async def backlog() -> Backlog:
+        looks.append(clock.now)
+        clock.now += 0.5
+        return await FakeBus.backlog(bus)
+
+    bus.backlog = backlog  # type: ignore[method-assign]
+    monkeypatch.setattr("duckmesh_runtime.services.intake.time.monotonic", clock)
+    for _ in range(20):
+        await pending.show()
+        clock.now += 0.5
+    monkeypatch.undo()
+
+    assert looks == [100.0, 105.0, 110.0]
 
 
 def test_no_rate_means_no_limit() -> None:

@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duckmesh_runtime.domain import lakesql
+from duckmesh_runtime.domain.changes import (
+    AddColumn,
+    Change,
+    DropColumn,
+    PartitionBy,
+    RenameColumn,
+    SetDefault,
+    SortBy,
+    WidenType,
+)
 from duckmesh_runtime.domain.schema import ColumnDef, TableDef
+from duckmesh_runtime.domain.typenames import parse_type
 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)))
 
@@ -82,28 +93,84 @@ def test_a_table_with_defaults_and_required_columns() -> None:
         ),
     )
 
-    assert lakesql.create_table(table) == (
+    assert lakesql.create_table(table) == [
         'CREATE TABLE lake.main."events" ("id" BIGINT NOT NULL, "text" VARCHAR DEFAULT \'it\'\'s\', '
-        '"on" BOOLEAN DEFAULT false, "amount" DOUBLE DEFAULT 1.5)'
-    )
+        "\"on\" BOOLEAN DEFAULT 'false', \"amount\" DOUBLE DEFAULT '1.5')"
+    ]
+
+
+def test_the_layout_and_order_follow_the_definition() -> None:
+    columns = tuple(ColumnDef(name=name, type="BIGINT") for name in ("id", "day"))
+
+    table = TableDef(name="t", columns=columns, partition_by=("day", "id"), sort_by=("id",))
+
+    assert lakesql.create_table(table)[1:] == [
+        'ALTER TABLE lake.main."t" SET PARTITIONED BY ("day", "id")',
+        'ALTER TABLE lake.main."t" SET SORTED BY ("id")',
+    ]
 
 
 @pytest.mark.parametrize(
-    ("names", "statement"),
+    ("change", "statement"),
     [
-        ((), None),
-        (("day", "id"), 'ALTER TABLE lake.main."t" SET PARTITIONED BY ("day", "id")'),
+        (AddColumn(column=ColumnDef(name='a"b', type="DATE")), 'ADD COLUMN "a""b" DATE'),
+        (
+            AddColumn(column=ColumnDef(name="a", type="BLOB", default="qgA=")),
+            "ADD COLUMN \"a\" BLOB DEFAULT '\\xAA\\x00'",
+        ),
+        (DropColumn(name="a"), 'DROP COLUMN "a"'),
+        (RenameColumn(name="a", to="b"), 'RENAME COLUMN "a" TO "b"'),
+        (WidenType(name="a", type="BIGINT"), 'ALTER COLUMN "a" SET DATA TYPE BIGINT'),
+        (SetDefault(name="a", default=None), 'ALTER COLUMN "a" DROP DEFAULT'),
+        (SetDefault(name="a", default="x"), 'ALTER COLUMN "a" SET DEFAULT \'"x"\''),
+        (PartitionBy(columns=("a", "b")), 'SET PARTITIONED BY ("a", "b")'),
+        (PartitionBy(columns=()), "RESET PARTITIONED BY"),
+        (SortBy(columns=("a",)), 'SET SORTED BY ("a")'),
+        (SortBy(columns=()), "RESET SORTED BY"),
     ],
-    ids=["none", "two"],
+    ids=str,
 )
-def test_the_layout_follows_the_partition_columns(
-    names: tuple[str, ...], statement: str | None
-) -> None:
-    columns = tuple(ColumnDef(name=name, type="BIGINT") for name in ("id", "day"))
+def test_each_change_is_one_statement(change: Change, statement: str) -> None:
+    text = lakesql.alter_table("t", change, parse_type("JSON"))
 
-    table = TableDef(name="t", columns=columns, partition_by=names)
+    assert text == f'ALTER TABLE lake.main."t" {statement}'
 
-    assert lakesql.partition_table(table) == statement
+
+def test_an_upsert_is_a_batch_a_delete_and_an_insert() -> None:
+    assert lakesql.make_batch("t", ["k", "v"], "b") == (
+        'CREATE OR REPLACE TEMP TABLE "b" AS SELECT "k", "v", false AS "duckmesh:deleted", '
+        '0::BIGINT AS "duckmesh:position" FROM lake.main."t" WHERE false'
+    )
+    assert lakesql.fill_batch(["k", "v"], "b", "rows") == (
+        'INSERT INTO "b" ("k", "v", "duckmesh:deleted", "duckmesh:position") '
+        'SELECT "k", "v", "duckmesh:deleted", "duckmesh:position" FROM "rows"'
+    )
+    assert lakesql.delete_batch("t", ["k", "l"], "b") == (
+        'DELETE FROM lake.main."t" AS t USING (SELECT DISTINCT "k", "l" FROM "b") AS b '
+        'WHERE t."k" = b."k" AND t."l" = b."l"'
+    )
+    assert lakesql.upsert_batch("t", ["k", "v"], ["k"], "b") == (
+        'INSERT INTO lake.main."t" ("k", "v") SELECT "k", "v" FROM (SELECT * FROM "b" '
+        'QUALIFY row_number() OVER (PARTITION BY "k" ORDER BY "duckmesh:position" DESC) = 1) '
+        'WHERE NOT "duckmesh:deleted"'
+    )
+    assert lakesql.drop_batch("b") == 'DROP TABLE IF EXISTS temp."b"'
+
+
+def test_a_file_is_registered_or_read() -> None:
+    assert lakesql.register_file("t", "s3://b/it's") == (
+        "CALL ducklake_add_data_files('lake', 't', 's3://b/it''s')"
+    )
+    assert lakesql.insert_file("t", "s3://b/x") == (
+        'INSERT INTO lake.main."t" BY NAME SELECT * FROM '
+        "read_parquet('s3://b/x', hive_partitioning = false)"
+    )
+
+
+def test_snapshots_are_given_up_by_id() -> None:
+    assert lakesql.expire_snapshots([3, 17]) == (
+        "SELECT count(*) FROM ducklake_expire_snapshots('lake', versions => [3, 17])"
+    )
 
 
 def test_dropping_a_table_that_is_gone_is_fine() -> None:
@@ -134,3 +201,24 @@ def test_start_up_options() -> None:
     options = {"duckmesh.role": "w", "duckmesh.epoch": "4"}
 
     assert lakesql.options_text(options) == "-c duckmesh.role=w -c duckmesh.epoch=4"
+
+
+def test_an_earlier_snapshot_is_attached_beside_the_lake_to_be_read() -> None:
+    text = lakesql.attach_lake("host=h", schema="lake_1", data_path="s3://b/p/", version=7)
+
+    assert text.startswith("ATTACH 'ducklake:postgres:host=h' AS past (READ_ONLY, ")
+    assert "SNAPSHOT_VERSION 7" in text
+    assert lakesql.detach_past() == "DETACH DATABASE IF EXISTS past"
+
+
+def test_a_restore_compares_by_row_id() -> None:
+    assert lakesql.copy_past('a"b', ["id", "v"]) == (
+        'INSERT INTO lake.main."a""b" ("id", "v") SELECT "id", "v" FROM past.main."a""b"'
+    )
+    assert lakesql.delete_newer("t") == (
+        'DELETE FROM lake.main."t" WHERE rowid NOT IN (SELECT rowid FROM past.main."t")'
+    )
+    assert lakesql.insert_older("t", ["id"]) == (
+        'INSERT INTO lake.main."t" ("id") SELECT "id" FROM past.main."t" AS p '
+        'ANTI JOIN (SELECT rowid AS there FROM lake.main."t") AS n ON p.rowid = n.there'
+    )

@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-MEMBERS = {"operator": "duckmesh_operator", "runtime": "duckmesh_runtime"}
+MEMBERS = {
+    "client": "duckmesh",
+    "operator": "duckmesh_operator",
+    "runtime": "duckmesh_runtime",
+}
 RUNTIME = ROOT / "runtime" / "duckmesh_runtime"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
     "contracts"
@@ -28,6 +32,7 @@ PLANTS = {
         "runtime/duckmesh_runtime/log.py",
         "duckmesh_operator",
     ),
+    "the client stands alone": ("client/duckmesh/errors.py", "duckmesh_runtime.errors"),
     "operator layers": ("operator/duckmesh_operator/names.py", "duckmesh_operator.plan"),
     "runtime layers": ("runtime/duckmesh_runtime/domain/tokens.py", "duckmesh_runtime.ports"),
     "the sandbox knows the domain and nothing else of the runtime": (
@@ -112,7 +117,7 @@ def lint(folder: Path) -> str:
     run = subprocess.run(
         [str(Path(sys.executable).parent / "lint-imports"), "--no-cache", "--no-logo"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{folder / 'operator'}:{folder / 'runtime'}"},
+        env=os.environ | {"PYTHONPATH": ":".join(str(folder / member) for member in MEMBERS)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -39,10 +39,12 @@ def test_the_trace_of_the_request_is_in_its_lines() -> None:
     mark = log.trace_id.set("abc")
     try:
         line = json.loads(log.JsonFormatter("ingest", "ns/t").format(record()))
+        text = log.TextFormatter().format(record(rows=5))
     finally:
         log.trace_id.reset(mark)
 
     assert line["trace_id"] == "abc"
+    assert text.endswith("warning it happened rows=5 trace_id='abc'")
 
 
 @pytest.mark.parametrize("formatter", [log.JsonFormatter("s", "t"), log.TextFormatter()])

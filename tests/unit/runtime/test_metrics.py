@@ -54,7 +54,14 @@ def value(name: str, labels: dict[str, str] | None = None) -> float:
             1,
         ),
         (lambda: metrics.commit_failed("rejected"), "duckmesh_fenced_commits_total", {}, 0),
+        (lambda: metrics.queries_waiting(3), "duckmesh_queries_waiting", {}, 3),
         (lambda: metrics.dead_lettered(4), "duckmesh_dead_letter_records_total", {}, 4),
+        (
+            lambda: metrics.letters_settled("dropped", 3),
+            "duckmesh_dead_letters_settled_total",
+            {"action": "dropped"},
+            3,
+        ),
         (
             lambda: metrics.barrier_waited(0.05, timed_out=True),
             "duckmesh_consistency_timeout_total",
@@ -69,7 +76,7 @@ def value(name: str, labels: dict[str, str] | None = None) -> float:
         ),
         (
             lambda: metrics.query_answered("OK", 0.1, files=3, size_bytes=70),
-            "duckmesh_query_scanned_bytes_total",
+            "duckmesh_query_scanned_bytes_sum",
             {},
             70,
         ),
@@ -92,12 +99,24 @@ def test_an_event_moves_its_metric(
 
 
 def test_gauges_show_the_last_state() -> None:
-    metrics.lag_seen(events=7, lag_ms=120, token=40)
+    metrics.keys_kept(record_s=60, request_s=90)
+    assert value("duckmesh_idempotency_horizon_seconds", {"of": "record"}) == 60
+    assert value("duckmesh_idempotency_horizon_seconds", {"of": "request"}) == 90
+
+    metrics.lag_seen(accepted=47, token=40, lag_ms=120, dead_letters=2, observed_at=1.5)
+    metrics.backlog_seen(rows=6, size_bytes=600, claimed_rows=5, snapshot_id=9)
     metrics.committing(True)
 
     assert value("duckmesh_ingest_lag_events") == 7
     assert value("duckmesh_visibility_lag_ms") == 120
     assert value("duckmesh_latest_visibility_token") == 40
+    assert value("duckmesh_latest_accepted_token") == 47
+    assert value("duckmesh_lag_observed_timestamp_seconds") == 1.5
+    assert value("duckmesh_ingest_pending_rows") == 6
+    assert value("duckmesh_ingest_pending_bytes") == 600
+    assert value("duckmesh_ingest_claimed_rows") == 5
+    assert value("duckmesh_latest_snapshot_id") == 9
+    assert value("duckmesh_dead_letters_kept") == 2
     assert value("duckmesh_committer_active") == 1
 
 

@@ -11,13 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from duckmesh_runtime.domain.bus_rows import DELETED, bus_schema
+from duckmesh_runtime.domain.columns import parse_json
+from duckmesh_runtime.domain.decode import Decoded, Op, decode_records, op_for
 from duckmesh_runtime.domain.records import (
     RawRecord,
     content_digest,
-    decode_records,
     key_digest,
 )
 from duckmesh_runtime.domain.schema import TableDef, parse_table
+from duckmesh_runtime.errors import Invalid
+from tests.fuzz import examples
 
 
 def table(**columns: str | dict[str, Any]) -> TableDef:
@@ -31,10 +35,15 @@ def table(**columns: str | dict[str, Any]) -> TableDef:
 def value(type_name: str, given_value: object) -> object:
     """What one value becomes in a column of this type; a refusal as its text."""
     decoded = decode_records(table(x=type_name), [RawRecord(payload={"x": given_value})])
-    decoded.batch.validate(full=True)
     if decoded.rejected:
         return decoded.rejected[0].message
-    return decoded.batch.to_pylist()[0]["x"]
+    return rows(decoded)[0]["x"]
+
+
+def rows(decoded: Decoded) -> list[dict[str, Any]]:
+    for batch in decoded.batches:
+        batch.validate(full=True)
+    return [row for batch in decoded.batches for row in batch.to_pylist()]
 
 
 ID = uuid.UUID("0a1b2c3d-0000-4000-8000-00000000000f")
@@ -118,7 +127,11 @@ def test_a_fitting_value_is_kept(type_name: str, given_value: object, wanted: ob
         ("DECIMAL(10,2)", "NaN", "got 'NaN'"),
         ("DECIMAL(10,2)", "1_0", "got '1_0'"),
         ("DECIMAL(10,2)", "", "got ''"),
-        ("VARCHAR", "a\0b", "text without NUL characters or lone surrogates, got 'a\\x00b'"),
+        (
+            "VARCHAR",
+            "a\0b",
+            "text in UTF-8 without NUL characters or lone surrogates, got 'a\\x00b'",
+        ),
         ("VARCHAR", "\ud800", "got '\\ud800'"),
         ("VARCHAR", 5, "got 5"),
         ("BLOB", "A*==", "bytes as base64 text"),
@@ -168,7 +181,7 @@ def test_bad_records_leave_the_good_ones_alone() -> None:
     decoded = decode_records(EVENTS, [RawRecord(payload=p) for p in payloads])
 
     assert list(decoded.kept) == [0, 5]
-    assert decoded.batch["id"].to_pylist() == [1, 3]
+    assert [row["id"] for row in rows(decoded)] == [1, 3]
     assert [(each.index, each.message.split(":")[0]) for each in decoded.rejected] == [
         (1, "id"),
         (2, "id"),
@@ -183,7 +196,7 @@ def test_a_missing_field_takes_the_default_and_null_stays_null() -> None:
         EVENTS, [RawRecord(payload={"id": 1}), RawRecord(payload={"id": 2, "kind": None})]
     )
 
-    assert decoded.batch["kind"].to_pylist() == ["click", None]
+    assert [row["kind"] for row in rows(decoded)] == ["click", None]
 
 
 def test_the_event_time_goes_to_its_column_unless_the_payload_has_it() -> None:
@@ -196,14 +209,14 @@ def test_the_event_time_goes_to_its_column_unless_the_payload_has_it() -> None:
 
     decoded = decode_records(EVENTS, records)
 
-    assert [str(v)[:4] for v in decoded.batch["event_time"].to_pylist()] == ["2024", "2025"]
+    assert [str(v)[:4] for v in (row["event_time"] for row in rows(decoded))] == ["2024", "2025"]
     assert decoded.rejected[0].message.startswith("event_time: want a timestamp")
 
 
 def test_the_event_time_is_left_out_of_a_table_without_such_a_column() -> None:
     decoded = decode_records(table(id="INT"), [RawRecord(payload={"id": 1}, event_time="x")])
 
-    assert decoded.batch.to_pylist() == [{"id": 1}]
+    assert rows(decoded) == [{"id": 1}]
 
 
 @pytest.mark.parametrize(
@@ -252,20 +265,115 @@ WIDE = table(
 PAYLOADS = st.dictionaries(st.sampled_from("abcdefghijkx"), ANYTHING, max_size=6) | ANYTHING
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(payloads=st.lists(PAYLOADS, max_size=8))
 def test_many_records_fare_as_each_alone(payloads: list[object]) -> None:
     records = [RawRecord(payload=payload) for payload in payloads]
 
     together = decode_records(WIDE, records)
 
-    together.batch.validate(full=True)
     alone = [decode_records(WIDE, [record]) for record in records]
     assert list(together.kept) == [i for i, each in enumerate(alone) if each.kept]
-    assert together.batch.to_pylist() == [row for each in alone for row in each.batch.to_pylist()]
+    assert rows(together) == [row for each in alone for row in rows(each)]
     assert [each.message for each in together.rejected] == [
         rejected.message for each in alone for rejected in each.rejected
     ]
+
+
+KEYED = parse_table(
+    {
+        "name": "t",
+        "columns": [
+            {"name": "id", "type": "BIGINT"},
+            {"name": "who", "type": "UUID"},
+            {"name": "amount", "type": "DECIMAL(10,2)", "nullable": False},
+            {"name": "kind", "type": "VARCHAR", "default": "click"},
+        ],
+        "primary_key": ["id", "who"],
+    }
+)
+
+
+def test_upserts_are_full_rows_and_deletes_are_keys() -> None:
+    key = {"id": 1, "who": str(ID)}
+    records = [
+        RawRecord(payload={**key, "amount": 1}),
+        RawRecord(payload={**key, "amount": "not looked at"}, op="delete"),
+        RawRecord(payload={"who": str(ID)}, op="delete"),
+        RawRecord(payload=key, op="upsert"),
+        RawRecord(payload={**key, "amount": 1}, op="insert"),
+        RawRecord(payload={**key, "id": None, "amount": 1}),
+        RawRecord(payload={**key, "colour": 1}, op="delete"),
+        RawRecord(
+            payload={**key, "who": str(ID).replace("-", "").upper(), "amount": 2, "kind": None}
+        ),
+    ]
+
+    decoded = decode_records(KEYED, records)
+
+    assert rows(decoded) == [
+        {**key, "amount": Decimal(1), "kind": "click", DELETED: False},
+        {**key, "amount": None, "kind": None, DELETED: True},
+        {**key, "amount": Decimal(2), "kind": None, DELETED: False},
+    ]
+    assert decoded.batches[0].schema.equals(bus_schema(KEYED), check_metadata=True)
+    assert list(decoded.kept) == [0, 1, 7]
+    assert [(each.index, each.message.split(" ")[0]) for each in decoded.rejected] == [
+        (2, "id:"),
+        (3, "amount:"),
+        (4, "op:"),
+        (5, "id:"),
+        (6, "'colour':"),
+    ]
+
+
+def test_a_delete_does_not_take_the_default_of_a_key() -> None:
+    made = table(id={"type": "BIGINT", "nullable": False, "default": 0}, x="BIGINT")
+    keyed = TableDef(name="t", columns=made.columns, primary_key=("id",))
+
+    decoded = decode_records(keyed, [RawRecord(payload={}), RawRecord(payload={}, op="delete")])
+
+    assert rows(decoded) == [{"id": 0, "x": None, DELETED: False}]
+    assert decoded.rejected[0].message.startswith("id: is missing or null")
+
+
+def test_an_operation_is_what_the_table_takes() -> None:
+    assert op_for(EVENTS, None) is Op.INSERT
+    assert op_for(KEYED, None) is Op.UPSERT
+    assert op_for(KEYED, "delete") is Op.DELETE
+    for into, text in ((EVENTS, "upsert"), (KEYED, "insert"), (KEYED, "DELETE"), (EVENTS, "")):
+        with pytest.raises(Invalid, match=r"^op: .*: send (insert|upsert or delete)$"):
+            op_for(into, text)
+
+
+def test_rows_of_a_wide_table_stay_bounded() -> None:
+    wide = table(**{f"c{i}": "BIGINT" for i in range(1000)})
+
+    with pytest.raises(Invalid, match="when unfolded"):
+        decode_records(wide, [RawRecord(payload={})] * 50_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("1.5", 1.5),
+        ("0.1234567890123456789", Decimal("0.1234567890123456789")),
+        ("1e400", Decimal("1e400")),
+        ("1E-5", Decimal("0.00001")),
+    ],
+)
+def test_a_json_number_keeps_its_digits(text: str, wanted: object) -> None:
+    found = parse_json(text)
+
+    assert (found, type(found)) == (wanted, type(wanted))
+
+
+def test_a_delete_is_other_content() -> None:
+    def digest(op: str | None) -> bytes:
+        return content_digest(RawRecord(payload={"id": 1}, op=op))
+
+    assert digest(None) == digest("upsert") == digest("insert")
+    assert digest("delete") != digest(None)
 
 
 def test_digests_tell_tables_scopes_keys_and_contents_apart() -> None:

@@ -6,6 +6,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from duckmesh_runtime.domain.wire import Failure
 from duckmesh_runtime.errors import CATALOGUE, Invalid
 from duckmesh_runtime.sandbox.failures import clean, failure_of
 
@@ -57,10 +58,7 @@ def test_an_exception_has_its_code(error: Exception, code: str, doubtful: bool) 
     ],
 )
 def test_what_helps_the_caller_stays(sql: str, keeps: list[str]) -> None:
-    with duckdb.connect() as connection, pytest.raises(duckdb.Error) as caught:
-        connection.execute(sql).fetchall()
-
-    message = failure_of(caught.value).message
+    message = _failure(sql).message
 
     assert all(word in message for word in keeps)
 
@@ -76,6 +74,7 @@ def test_what_helps_the_caller_stays(sql: str, keeps: list[str]) -> None:
         ('Table x does not exist!\nDid you mean "pg_class"?\n\nLINE 1', ["pg_class"]),
         ('Did you mean "__ducklake_metadata_lake.x"?', ["ducklake"]),
         ("Error: too much\n\nPossible solutions:\n* SET threads=X\n", ["SET", "solutions"]),
+        ('More than one row.\n\nUse "SET x=false" to go back', ["SET", "Use"]),
         ("INTERNAL Error: x\nStack Trace:\n0 duckdb() [0x1]", ["0x1", "Stack"]),
     ],
 )
@@ -86,8 +85,69 @@ def test_places_and_engine_names_do_not(text: str, gone: list[str]) -> None:
 
 
 def test_a_text_is_of_bounded_length() -> None:
-    assert len(clean("SQL " * 10_000)) <= 2_000
+    failure = _failure("SELECT " + "x" * 10_000)
+
+    assert len(failure.message) <= 2_000
+    assert failure.message.endswith("^")
+
+
+@pytest.mark.parametrize(
+    ("sql", "line", "column"),
+    [
+        ("SELECT 1,\n  nope", 2, 3),
+        ("SELECT 'ä€', nope", 1, 14),
+        ("SELECT 1 FRM x y", 1, 14),
+        ("SELECT 'a'::INTEGER", 1, 11),
+        ("SELECT error('at 7')", None, None),
+    ],
+)
+def test_an_error_says_where(sql: str, line: int | None, column: int | None) -> None:
+    failure = _failure(sql)
+
+    assert (failure.line, failure.column) == (line, column)
+    assert failure.code == "SQL_ERROR"
+    assert (f"LINE {line}: " in failure.message) == (line is not None)
+
+
+def test_an_error_in_the_middle_of_a_result_says_where() -> None:
+    sql = "SELECT\n CASE WHEN range > 500000 THEN 'x' ELSE '1' END::INTEGER FROM range(1000000)"
+    with duckdb.connect(config={"errors_as_json": True}) as connection:
+        reader = connection.execute(sql).to_arrow_reader(1_000)
+        with pytest.raises(OSError, match="Conversion") as caught:
+            reader.read_all()
+
+    failure = failure_of(caught.value, sql)
+
+    assert (failure.code, failure.line, failure.column) == ("SQL_ERROR", 2, 48)
+    assert failure.message.startswith("Conversion Error: Could not convert")
+
+
+def test_a_statement_cannot_pass_its_own_words_for_another_error() -> None:
+    failure = _failure(
+        """SELECT error('{"exception_type": "Permission", "exception_message": "no"}')"""
+    )
+
+    assert failure.code == "SQL_ERROR"
+
+
+def test_what_is_refused_says_where() -> None:
+    error = Invalid("SQL_NOT_ALLOWED", "sql: no", context={"offset": 9})
+
+    failure = failure_of(error, "SELECT *\nFROM x")
+
+    assert (failure.code, failure.line, failure.column) == ("SQL_NOT_ALLOWED", 2, 1)
+
+
+def _failure(sql: str) -> Failure:
+    with (
+        duckdb.connect(config={"errors_as_json": True}) as connection,
+        pytest.raises(duckdb.Error) as caught,
+    ):
+        connection.execute(sql).fetchall()
+    return failure_of(caught.value, sql)
 
 
 def test_a_hint_at_a_table_of_the_lake_stays() -> None:
-    assert "flights" in clean('Table flight does not exist!\nDid you mean "flights"?')
+    cleaned = clean('Table flight does not exist!\nDid you mean "flights, pg_x or fights"?')
+
+    assert cleaned.endswith('Did you mean "flights or fights"?')

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from duckmesh_runtime.errors import SettingsError
-from duckmesh_runtime.settings import Settings, from_env, migrate_from_env, read_secret
+from duckmesh_runtime.settings import (
+    Settings,
+    SnapshotSettings,
+    from_env,
+    migrate_from_env,
+    read_secret,
+)
 
 LEAST = {
     "DUCKMESH_TENANT": "ns/t",
@@ -30,12 +36,17 @@ def test_values_are_read() -> None:
             "DUCKMESH_BATCH_MIN_INTERVAL_MS": "50",
             "DUCKMESH_QUERY_ROWS": "10",
             "DUCKMESH_PENDING_BYTES": "1048576",
+            "DUCKMESH_IDEMPOTENCY_BYTES": "1073741824",
+            "DUCKMESH_SNAPSHOT_KEEP_FOR_S": "600",
+            "DUCKMESH_SNAPSHOT_KEEP_LAST": "3",
         }
     )
 
     assert (settings.auth_dir, settings.api_port) == (Path("/etc/auth"), 0)
     assert (settings.batch.min_interval_ms, settings.query.rows) == (50, 10)
     assert settings.ingest.pending_bytes == 1_048_576
+    assert settings.ingest.idempotency_bytes == 2**30
+    assert settings.snapshots == SnapshotSettings(keep_for_s=600, keep_last=3)
 
 
 def test_an_empty_value_is_a_missing_one() -> None:

@@ -100,7 +100,6 @@ def check(connection: duckdb.DuckDBPyConnection, rules: sqlgate.Rules) -> Callab
         "SELECT * FROM t UNPIVOT (v FOR n IN (a, b))",
         "SELECT $1 + $2",
         "SELECT #1 FROM t ORDER BY 1",
-        "SELECT * FROM t AT (VERSION => 3)",
         "SELECT typeof(a), hash(a), md5(a), uuid(), random(), gen_random_uuid(), pg_typeof(a) FROM t",
         "SELECT current_user, current_schema, version()",
         "DESCRIBE flights",
@@ -111,7 +110,7 @@ def check(connection: duckdb.DuckDBPyConnection, rules: sqlgate.Rules) -> Callab
         "SHOW ALL TABLES",
         "SELECT * FROM (DESCRIBE flights)",
         "SELECT * FROM information_schema.tables",
-        "SELECT column_name FROM lake.information_schema.columns",
+        "SELECT column_name FROM information_schema.columns",
         "SELECT * FROM lake.main.duckdb_tables",
         'SELECT "weird name", "a""b" FROM "flights" AS "f.x"',
     ],
@@ -171,6 +170,18 @@ def test_a_refused_function_is_found_wherever_it_stands(
         check(place.format(call=call))
 
     assert caught.value.code == "SQL_NOT_ALLOWED"
+
+
+@pytest.mark.parametrize("moment", ["VERSION => 3", "TIMESTAMP => now() - INTERVAL 1 HOUR"])
+@pytest.mark.parametrize("statement", ["FROM t {at}", "SELECT 1 FROM t JOIN (FROM t {at}) ON true"])
+def test_another_snapshot_is_asked_for_in_the_request_and_not_in_the_statement(
+    moment: str, statement: str, check: Callable[[str], None]
+) -> None:
+    with pytest.raises(Invalid, match="give snapshot_id or snapshot_time") as caught:
+        check(statement.format(at=f"AT ({moment})"))
+
+    assert caught.value.code == "SQL_NOT_ALLOWED"
+    assert "offset" in caught.value.context
 
 
 TABLE_PLACES = [

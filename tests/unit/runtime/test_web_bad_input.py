@@ -45,14 +45,37 @@ CASES = {
     "NaN": body(b'{"records":[{"payload":{"id":NaN}}]}'),
     "deeply nested": body(b'{"records":[{"payload":' + b"[" * 49_000, says="nested"),
     "a list instead of an object": body(b"[]"),
-    "records missing": body(b"{}", says="`records`"),
-    "no records": body(b'{"records":[]}'),
-    "records of a wrong type": body(b'{"records":7}', says="$.records"),
-    "unknown field": body(b'{"records":[{"payload":{}}],"recrods":1}', says="`recrods`"),
-    "unknown record field": body(b'{"records":[{"payload":{},"key":"a"}]}', says="`key`"),
-    "record without payload": body(b'{"records":[{}]}', says="`payload`"),
-    "wrong type of a flag": body(b'{"records":[{"payload":{}}],"wait_for_visibility":"yes"}'),
-    "wait too long": body(b'{"records":[{"payload":{}}],"visibility_timeout_ms":60001}'),
+    "records missing": body(b"{}", says="records: is missing"),
+    "no records": body(b'{"records":[]}', says="records: want at least 1 entry"),
+    "records of a wrong type": body(
+        b'{"records":7}', says="records: want a list, not a whole number"
+    ),
+    "unknown field": body(
+        b'{"records":[{"payload":{}}],"recrods":1}', says="recrods: unknown field"
+    ),
+    "unknown record field": body(
+        b'{"records":[{"payload":{},"key":"a"}]}', says="records[0].key: unknown field"
+    ),
+    "record without payload": body(b'{"records":[{}]}', says="records[0].payload: is missing"),
+    "wrong type of a flag": body(
+        b'{"records":[{"payload":{}}],"wait_for_visibility":"yes"}',
+        says="want true or false, not text",
+    ),
+    "wait too long": body(
+        b'{"records":[{"payload":{}}],"visibility_timeout_ms":60001}',
+        says="visibility_timeout_ms: want a whole number of at most 60000",
+    ),
+    "a field twice": body(
+        b'{"records":[{"payload":{}}],"records":[{"payload":{}}]}', says="records: is given twice"
+    ),
+    "a field of a record twice": body(b'{"records":[{"payload":{"id":1},"payload":{"id":2}}]}'),
+    "a column twice": body(b'{"records":[{"payload":{"id":1,"id":2}}]}', says="id: is given twice"),
+    "a column twice behind many": body(
+        b'{"records":[' + b'{"payload":{"id":1}},' * 4_000 + b'{"payload":{"n":{"a":1,"a":2}}}]}',
+        says="a: is given twice",
+    ),
+    "a field of a table twice": body(b'{"name":"t","name":"u","columns":[]}', path="/v1/tables"),
+    "a field of a query twice": body(b'{"sql":"SELECT 1","sql":"SELECT 2"}', path="/v1/query"),
     "oversize body": body(TOO_BIG, "PAYLOAD_TOO_LARGE", says="100000 bytes"),
     "gzip bomb": body(
         gzip.compress(b"0" * 50_000_000), "PAYLOAD_TOO_LARGE", headers={"Content-Encoding": "gzip"}
@@ -95,6 +118,16 @@ CASES = {
         data=b"x",
         headers={"Content-Type": "application/vnd.apache.arrow.stream"},
     ),
+    "an operation that is none": Case(
+        code="VALIDATION_FAILED",
+        path=INGEST + "?op=replace",
+        data=b"x",
+        headers={"Content-Type": "text/csv"},
+        says="op: want insert, upsert or delete",
+    ),
+    "an operation among the parameters of records": body(
+        b'{"records":[{"payload":{}}]}', path=INGEST + "?op=insert", says="op: is no parameter"
+    ),
     "flag that is none": Case(
         code="VALIDATION_FAILED",
         path=INGEST + "?wait_for_visibility=1",
@@ -115,7 +148,9 @@ CASES = {
         json={"name": "t", "columns": [{"name": "a", "type": "CLOB"}]},
         says="columns[0].type",
     ),
-    "query without sql": Case(code="VALIDATION_FAILED", path="/v1/query", json={}, says="`sql`"),
+    "query without sql": Case(
+        code="VALIDATION_FAILED", path="/v1/query", json={}, says="sql: is missing"
+    ),
     "query of a wrong type": Case(code="VALIDATION_FAILED", path="/v1/query", json={"sql": 1}),
     "query with an unknown field": Case(
         code="VALIDATION_FAILED", path="/v1/query", json={"sql": "SELECT 1", "limit": 1}
@@ -177,11 +212,95 @@ async def test_bad_input_gets_its_code_and_changes_nothing(doors: Any, case: Cas
     assert not doors.query.asked
 
 
-async def test_a_wrong_method_names_the_right_ones(doors: Any) -> None:
-    status, body, answer = await doors.call("PUT", "/v1/tables")
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/v1/tables", "GET, POST"),
+        ("GET", "/v1/snapshots/pin", "POST"),
+        ("GET", "/v1/snapshots/restore", "POST"),
+        ("DELETE", "/v1/dead-letters/replay", "POST"),
+    ],
+)
+async def test_a_wrong_method_names_the_right_ones(
+    doors: Any, method: str, path: str, allowed: str
+) -> None:
+    """Also where the last part of the path could be the name of something."""
+    status, body, answer = await doors.call(method, path)
 
     assert (status, body["error_code"]) == (405, "ROUTE_NOT_FOUND")
-    assert answer.headers["Allow"] == "GET, POST"
+    assert answer.headers["Allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        (
+            INGEST,
+            {
+                "records": [{**ROW, "op": None, "idempotency_key": None, "event_time": None}],
+                "wait_for_visibility": None,
+                "visibility_timeout_ms": None,
+            },
+        ),
+        (
+            "/v1/query",
+            {
+                "sql": "SELECT 1",
+                "params": None,
+                "min_visibility_token": None,
+                "max_staleness_ms": None,
+                "consistency_timeout_ms": None,
+                "row_limit": None,
+                "timeout_ms": None,
+                "snapshot_id": None,
+                "snapshot_time": None,
+            },
+        ),
+        (
+            "/v1/tables",
+            {
+                "name": "t",
+                "columns": [{"name": "a", "type": "BIGINT", "nullable": None, "default": None}],
+                "primary_key": None,
+                "partition_by": None,
+                "sort_by": None,
+            },
+        ),
+    ],
+    ids=["ingest", "query", "table"],
+)
+async def test_null_is_like_a_field_that_is_not_sent(
+    doors: Any, path: str, sent: dict[str, Any]
+) -> None:
+    status, _, _ = await doors.call("POST", path, json=sent)
+
+    assert status in (200, 201)
+
+
+async def test_both_of_two_fields_that_exclude_each_other_are_named(doors: Any) -> None:
+    sent = {"sql": "SELECT 1", "snapshot_id": 1, "max_staleness_ms": 5}
+
+    _, answer, _ = await doors.call("POST", "/v1/query", json=sent)
+
+    assert answer["error_code"] == "VALIDATION_FAILED"
+    assert answer["context"] == {"fields": ["snapshot_id", "max_staleness_ms"]}
+
+
+@pytest.mark.parametrize(
+    ("token", "code"),
+    [("12", "VISIBILITY_TOKEN_INVALID"), ("v1_bGFrZV94LjEuNQ", "TOKEN_SCOPE_MISMATCH")],
+)
+async def test_a_bad_token_names_where_it_stands(doors: Any, token: str, code: str) -> None:
+    sent = {"sql": "SELECT 1", "min_visibility_token": token}
+
+    answers = [
+        (await doors.call("POST", "/v1/query", json=sent))[1],
+        (await doors.call("GET", f"/v1/visible?token={token}"))[1],
+    ]
+
+    assert [answer["error_code"] for answer in answers] == [code] * 2
+    fields = [answer["context"]["field"] for answer in answers]
+    assert fields == ["min_visibility_token", "token"]
 
 
 async def test_a_body_that_says_it_is_too_long_is_refused_unread(doors: Any) -> None:
@@ -347,3 +466,38 @@ async def test_too_many_large_bodies_at_once_are_overload(doors: Any) -> None:
 def _address(doors: Any) -> tuple[str, int]:
     host, port = doors.url.removeprefix("http://").split(":")
     return host, int(port)
+
+
+@pytest.mark.parametrize(
+    ("case", "field"),
+    [
+        (body(b"{}"), "records"),
+        (body(b'{"records":7}'), "records"),
+        (body(b'{"records":[{"payload":{}},{"key":"a"}]}'), "records[1].key"),
+        (body(b'{"records":[{"payload":{}}],"visibility_timeout_ms":-1}'), "visibility_timeout_ms"),
+        (body(b"{}", path=f"{INGEST}?atomic=yes"), "atomic"),
+        (body(b"{}", path=f"{INGEST}?atomic=true&atomic=true"), "atomic"),
+        (body(b"{}", path=f"{INGEST}?atmoic=true"), "atmoic"),
+        (body(b"{}", headers={"Idempotency-Key": "a"}), "Idempotency-Key"),
+        (Case(code="", method="GET", path="/v1/visible"), "token"),
+        (Case(code="", method="GET", path="/v1/visible?token=a&timeout_ms=x"), "timeout_ms"),
+        (Case(code="", method="GET", path="/v1/dead-letters?limit=0"), "limit"),
+        (body(b'{"sql":"%s"}' % (b"x" * 65_537), path="/v1/query"), "sql"),
+        (body(b'{"sql":"%s"}' % ("\u00e4".encode() * 40_000), path="/v1/query"), "sql"),
+        (body(b'{"sql":"SELECT $1","params":[%d]}' % 2**128, path="/v1/query"), "params"),
+        (body(b'{"sql":"SELECT $1","params":[{"a":-%d}]}' % 2**200, path="/v1/query"), "params"),
+        (body(b'{"sql":"SELECT 1","snapshot_time":"now"}', path="/v1/query"), "snapshot_time"),
+        (body(b'{"sql":"SELECT 1","sql":"SELECT 2"}', path="/v1/query"), "sql"),
+        (body(b'{"records":[{"payload":{"id":1,"id":2}}]}'), "id"),
+        (Case(code="", method="GET", path="/v1/dead-letters?table=No"), "table"),
+        (body(b"["), None),
+        (body(b"[]"), None),
+    ],
+)
+async def test_an_answer_names_the_field_that_is_wrong(
+    doors: Any, case: Case, field: str | None
+) -> None:
+    _, answer, _ = await doors.call(case.method, case.path, headers=case.headers, data=case.data)
+
+    assert answer["error_code"] == "VALIDATION_FAILED"
+    assert answer["context"].get("field") == field

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import gzip
 import json
+from decimal import Decimal
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from duckmesh_runtime.domain.records import RawRecord, Rejected
+from duckmesh_runtime.domain.records import RawRecord
+from duckmesh_runtime.domain.sift import Rejected
 from duckmesh_runtime.domain.tokens import Token, parse_token
 from duckmesh_runtime.errors import Unavailable
+from duckmesh_runtime.web import ingest
 from tests.fakes.doors import LAKE, arrow_stream
 
 INGEST = "/v1/ingest/events"
@@ -44,9 +49,25 @@ async def test_records_are_accepted_with_a_token(doors: Any) -> None:
         "accepted_count": 1,
         "duplicate_count": 0,
         "rejected": [],
+        "rejected_count": 0,
         "visible_snapshot_id": None,
         "status": "accepted",
     }
+
+
+@pytest.mark.parametrize("inline_bytes", [0, 1000], ids=["in a thread", "at once"])
+async def test_numbers_of_records_keep_their_digits(
+    doors: Any, monkeypatch: pytest.MonkeyPatch, inline_bytes: int
+) -> None:
+    monkeypatch.setattr(ingest, "_INLINE_BYTES", inline_bytes)
+    body = b'{"records":[{"payload":{"x":0.12345678901234567890}}]}'
+
+    status, _, _ = await doors.call(
+        "POST", INGEST, data=body, headers={"Content-Type": "application/json"}
+    )
+
+    assert status == 200
+    assert doors.ingest.records[0].payload == {"x": Decimal("0.12345678901234567890")}
 
 
 async def test_a_gzipped_body_of_several_members_is_read(doors: Any) -> None:
@@ -69,7 +90,76 @@ async def test_an_arrow_body_keeps_its_request_key(doors: Any) -> None:
     )
 
     assert (status, body["accepted_count"]) == (200, 2)
-    assert doors.ingest.bodies == [(ROWS, "file-1")]
+    (sent,) = doors.ingest.bodies
+    assert sent == ("events", "arrow", ROWS, None, "file-1", False)
+
+
+PARQUET_SINK = pa.BufferOutputStream()
+pq.write_table(pa.table({"id": [1, 2]}), PARQUET_SINK)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "form", "data"),
+    [
+        ("application/x-ndjson", "ndjson", b'{"id":1}\n{"id":2}\n'),
+        ("application/jsonl", "ndjson", b'{"id":1}\n{"id":2}\n'),
+        ("text/csv", "csv", b"id\n1\n2\n"),
+        ("text/csv; charset=utf-8", "csv", b"id\n1\n2\n"),
+        ("application/vnd.apache.arrow.stream", "arrow", ROWS),
+        ("application/vnd.apache.parquet", "parquet", bytes(PARQUET_SINK.getvalue())),
+    ],
+)
+async def test_bulk_bodies_of_every_format_are_taken(
+    doors: Any, content_type: str, form: str, data: bytes
+) -> None:
+    path = INGEST + "?op=insert&atomic=true"
+
+    status, body, _ = await doors.call(
+        "POST", path, data=data, headers={"Content-Type": content_type}
+    )
+
+    assert (status, body["accepted_count"]) == (200, 2)
+    assert doors.ingest.bodies == [("events", form, data, "insert", None, True)]
+
+
+async def test_json_records_may_be_atomic(doors: Any) -> None:
+    for query in ("", "?atomic=true", "?atomic=false"):
+        await doors.call("POST", INGEST + query, json={"records": [{"payload": {"id": 1}}]})
+
+    assert doors.ingest.atomic == [False, True, False]
+
+
+async def test_a_large_json_body_is_decoded_the_same_way(
+    doors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_INLINE_BYTES", 0)
+    record = {"idempotency_key": "k", "op": "insert", "payload": {"id": [1.5, None, {"a": "b"}]}}
+
+    status, _, _ = await doors.call("POST", INGEST, json={"records": [record]})
+    refused, body, _ = await doors.call(
+        "POST",
+        INGEST,
+        data=b'{"records":[{"payload":{"id":"\xff"}}]}',
+        headers={"Content-Type": "application/json"},
+    )
+
+    assert status == 200
+    assert doors.ingest.records == [RawRecord(**record)]
+    assert (refused, body["message"]) == (400, "body: is not well-formed JSON in UTF-8")
+
+
+async def test_at_most_a_thousand_refusals_are_named_and_all_are_counted(doors: Any) -> None:
+    doors.ingest.rejected = [
+        Rejected(index=i, code="VALIDATION_FAILED", message="id: want a whole number")
+        for i in range(1_500)
+    ]
+    records = [{"payload": {"id": i}} for i in range(1_501)]
+
+    _, partly, _ = await doors.call("POST", INGEST, json={"records": records})
+    status, wholly, _ = await doors.call("POST", INGEST, json={"records": records[:1_500]})
+
+    assert (len(partly["rejected"]), partly["rejected_count"]) == (1_000, 1_500)
+    assert (status, len(wholly["rejected"]), wholly["rejected_count"]) == (400, 1_000, 1_500)
 
 
 async def test_waiting_answers_with_the_snapshot_that_shows_the_rows(doors: Any) -> None:
@@ -92,6 +182,16 @@ async def test_waiting_works_for_arrow_bodies_too(doors: Any) -> None:
 
     assert body["status"] == "visible"
     assert doors.barrier.waits == [(2, 5)]
+
+
+async def test_json_records_may_wait_by_parameters_as_other_bodies_do(doors: Any) -> None:
+    envelope = {"records": [{"payload": {"id": 1}}], "visibility_timeout_ms": 700}
+    path = INGEST + "?wait_for_visibility=true&visibility_timeout_ms=5"
+
+    _, body, _ = await doors.call("POST", path, json=envelope)
+
+    assert body["status"] == "visible"
+    assert doors.barrier.waits == [(1, 5)]
 
 
 async def test_rows_that_are_not_visible_in_time_are_still_accepted(doors: Any) -> None:
@@ -142,6 +242,18 @@ async def test_a_request_of_bad_records_only_is_an_error(doors: Any) -> None:
     assert [r["index"] for r in body["rejected"]] == [1, 0]
 
 
+async def test_a_refused_atomic_request_says_that_nothing_was_written(doors: Any) -> None:
+    doors.ingest.rejected = [REJECTED]
+    doors.ingest.duplicates = 0
+
+    status, body, _ = await doors.call(
+        "POST", INGEST + "?atomic=true", json={"records": [{"payload": {"id": "x"}}]}
+    )
+
+    assert (status, body["error_code"]) == (400, "VALIDATION_FAILED")
+    assert body["message"].endswith("the request is atomic: nothing was written")
+
+
 async def test_visible_answers_when_the_token_is(doors: Any) -> None:
     token = str(Token(lake=LAKE, timeline=1, number=5))
 
@@ -163,10 +275,28 @@ async def test_visible_fails_when_the_token_stays_away(doors: Any) -> None:
     assert body["context"]["watermark"] == 1000
 
 
+@pytest.mark.parametrize(
+    ("holder", "status"),
+    [
+        ("admin", 200),
+        ("ops-admin", 200),
+        ("ingest-writer", 403),
+        ("query-reader", 403),
+        ("table-admin", 403),
+        ("nobody", 403),
+    ],
+)
+async def test_lag_is_for_ops_admin(doors: Any, holder: str, status: int) -> None:
+    assert (await doors.call("GET", "/v1/lag", as_key=holder))[0] == status
+
+
 async def test_lag_is_told(doors: Any) -> None:
     status, body, _ = await doors.call("GET", "/v1/lag")
 
     assert (status, body["lag_ms"]) == (200, 0)
+    assert (body["latest_token"], number(body["latest_visibility_token"])) == (11, 11)
+    assert (body["watermark"], number(body["watermark_token"])) == (10, 10)
+    assert (body["latest_snapshot_id"], body["latest_snapshot_at"]) == (8, "2026-01-31T12:00:00Z")
 
 
 async def test_a_table_is_made_read_listed_and_dropped(doors: Any) -> None:
@@ -190,6 +320,7 @@ async def test_a_table_change_that_is_not_visible_in_time_says_so(doors: Any) ->
     status, body, _ = await doors.call("POST", "/v1/tables?visibility_timeout_ms=50", json=TABLE)
 
     assert (status, body["error_code"]) == (504, "CONSISTENCY_TIMEOUT")
+    assert number(body["context"]["max_visibility_token"]) == 1
     assert doors.barrier.waits == [(1, 50)]
 
 

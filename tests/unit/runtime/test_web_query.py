@@ -3,21 +3,26 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from duckmesh_runtime.domain.tokens import Token
-from duckmesh_runtime.errors import Failed
+from duckmesh_runtime.errors import Failed, Invalid
+from duckmesh_runtime.web import query
 from duckmesh_runtime.web.forward import QueryForward
 from duckmesh_runtime.web.parts import Parts
-from tests.fakes.doors import LAKE, key
+from duckmesh_runtime.web.render import json_rows
+from tests.fakes.doors import LAKE, NOON, key
 from tests.fakes.server import Doors, serve
 
 ARROW = "application/vnd.apache.arrow.stream"
+PARQUET = "application/vnd.apache.parquet"
 WATERMARK = str(Token(lake=LAKE, timeline=1, number=10))
 ASK = {"sql": "SELECT n FROM t"}
 
@@ -81,7 +86,7 @@ async def test_everything_asked_for_reaches_the_service(doors: Any, door: Any) -
         9,
     )
     assert (asked.consistency_timeout_ms, asked.max_staleness_ms) == (50, 1000)
-    assert (asked.row_limit, asked.timeout_ms) == (5, 70)
+    assert (asked.row_limit, asked.timeout_ms, asked.caller) == (5, 70, "admin")
 
 
 async def test_requests_cannot_ask_for_more_than_the_limits(doors: Any) -> None:
@@ -89,6 +94,79 @@ async def test_requests_cannot_ask_for_more_than_the_limits(doors: Any) -> None:
 
     (asked,) = doors.query.asked
     assert (asked.row_limit, asked.timeout_ms) == (1000, 5000)
+
+
+@pytest.mark.parametrize(
+    ("asked", "at"),
+    [
+        ({"snapshot_id": 0}, 0),
+        ({"snapshot_id": 2**63 - 1}, 2**63 - 1),
+        ({"snapshot_time": "2026-01-31T12:00:00.5Z"}, NOON + timedelta(seconds=0.5)),
+        ({"snapshot_time": "2026-01-31T05:00:00-07:00"}, NOON),
+    ],
+)
+async def test_the_past_is_named_by_snapshot_or_time(
+    doors: Any, door: Any, asked: dict[str, object], at: object
+) -> None:
+    status, _, _ = await door.call("POST", "/v1/query", json=ASK | asked)
+
+    assert (status, doors.query.asked[0].at) == (200, at)
+
+
+_CHOICES = {
+    "snapshot_id": 3,
+    "snapshot_time": "2026-01-31T12:00:00Z",
+    "min_visibility_token": str(Token(lake=LAKE, timeline=1, number=9)),
+    "max_staleness_ms": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("snapshot_id", "snapshot_time"),
+        ("snapshot_id", "min_visibility_token"),
+        ("snapshot_id", "max_staleness_ms"),
+        ("snapshot_time", "min_visibility_token"),
+        ("snapshot_time", "max_staleness_ms"),
+    ],
+)
+async def test_ways_of_choosing_a_snapshot_exclude_each_other(
+    doors: Any, one: str, other: str
+) -> None:
+    both = {one: _CHOICES[one], other: _CHOICES[other]}
+
+    status, body, _ = await doors.call("POST", "/v1/query", json=ASK | both)
+
+    assert (status, body["error_code"]) == (400, "VALIDATION_FAILED")
+    assert one in body["message"]
+    assert other in body["message"]
+    assert not doors.query.asked
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"snapshot_id": -1},
+        {"snapshot_id": 2**63},
+        {"snapshot_id": "3"},
+        {"snapshot_id": True},
+        {"snapshot_time": "2026-01-31T12:00:00"},
+        {"snapshot_time": "yesterday"},
+        {"snapshot_time": 1769860800},
+        {"snapshot_time": "9999-12-31T23:59:59-23:59"},
+        {"snapshot_time": "0001-01-01T00:00:00+23:59"},
+    ],
+    ids=str,
+)
+async def test_a_moment_that_is_none_is_refused_by_name(
+    doors: Any, asked: dict[str, object]
+) -> None:
+    status, body, _ = await doors.call("POST", "/v1/query", json=ASK | asked)
+
+    assert (status, body["error_code"]) == (400, "VALIDATION_FAILED")
+    assert next(iter(asked)) in body["message"]
+    assert body["context"]["field"] == next(iter(asked))
 
 
 FORMATS = {
@@ -121,13 +199,34 @@ async def test_arrow_is_streamed(door: Any) -> None:
         assert reader.read_all().to_pydict() == {"n": [1, 2]}
 
 
+async def test_parquet_is_streamed(door: Any) -> None:
+    _, body, answer = await door.call("POST", "/v1/query", json=ASK, headers={"Accept": PARQUET})
+
+    assert answer.content_type == PARQUET
+    assert pq.read_table(io.BytesIO(body)).to_pydict() == {"n": [1, 2]}
+
+
+@pytest.mark.parametrize("media", ["application/json", "text/csv", ARROW, PARQUET])
+async def test_a_type_that_no_format_keeps_gets_its_error_answer(
+    doors: Any, door: Any, media: str
+) -> None:
+    doors.query.type_names = ["TIME WITH TIME ZONE"]
+
+    status, body, _ = await door.call("POST", "/v1/query", json=ASK, headers={"Accept": media})
+
+    assert (status, body["error_code"]) == (400, "SQL_ERROR")
+    assert "cast it to VARCHAR" in body["message"]
+
+
 async def test_an_empty_result_keeps_its_columns_in_every_format(doors: Any) -> None:
     doors.query.batches = [pa.RecordBatch.from_pydict({"n": pa.array([], pa.int64())})]
 
     _, body, _ = await doors.call("POST", "/v1/query", json=ASK)
     _, csv, _ = await doors.call("POST", "/v1/query", json=ASK, headers={"Accept": "text/csv"})
     _, arrow, _ = await doors.call("POST", "/v1/query", json=ASK, headers={"Accept": ARROW})
+    _, parquet, _ = await doors.call("POST", "/v1/query", json=ASK, headers={"Accept": PARQUET})
 
+    assert pq.read_schema(io.BytesIO(parquet)).names == ["n"]
     assert (body["rows"], body["columns"]) == ([], [{"name": "n", "type": "BIGINT"}])
     assert csv == b'"n"\n'
     with pa.ipc.open_stream(io.BytesIO(arrow)) as reader:
@@ -170,6 +269,28 @@ async def test_a_json_result_beyond_its_bytes_is_refused(doors: Any) -> None:
     assert streamed == 200
 
 
+async def test_a_wide_batch_is_written_piece_by_piece(
+    doors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def spied(batch: pa.RecordBatch, type_names: Sequence[str]) -> bytes:
+        written.append(batch.num_rows * batch.num_columns)
+        return json_rows(batch, type_names)
+
+    monkeypatch.setattr(query, "json_rows", spied)
+    columns = 4_000
+    wide = pa.record_batch([pa.array([True] * 600)] * columns, [f"c{i}" for i in range(columns)])
+    doors.query.batches, doors.query.type_names = [wide], ["BOOLEAN"] * columns
+
+    status, body, _ = await doors.call("POST", "/v1/query", json=ASK)
+    _, csv, _ = await doors.call("POST", "/v1/query", json=ASK, headers={"Accept": "text/csv"})
+
+    assert (status, body["error_code"]) == (413, "RESULT_TOO_LARGE")
+    assert written == [262 * columns]  # no more than it takes to find out
+    assert csv.count(b"\n") == 601
+
+
 @pytest.mark.parametrize("media", ["application/json", "text/csv"])
 @pytest.mark.parametrize("after", [-1, 0], ids=["before the schema", "before the first row"])
 async def test_a_failing_statement_gets_its_error_answer(
@@ -181,6 +302,16 @@ async def test_a_failing_statement_gets_its_error_answer(
     status, body, _ = await door.call("POST", "/v1/query", json=ASK, headers={"Accept": media})
 
     assert (status, body["error_code"]) == (507, "QUERY_MEMORY")
+
+
+async def test_an_error_says_where_the_statement_is_wrong(doors: Any, door: Any) -> None:
+    where = {"line": 2, "column": 7}
+    doors.query.failure = Invalid("SQL_ERROR", "no such column", context=where)
+    doors.query.failure_after = -1
+
+    _, body, _ = await door.call("POST", "/v1/query", json=ASK)
+
+    assert (body["error_code"], body["context"]) == ("SQL_ERROR", where)
 
 
 async def test_a_stream_that_fails_later_is_broken_off(doors: Any, door: Any) -> None:

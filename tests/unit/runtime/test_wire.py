@@ -164,6 +164,36 @@ def test_a_batch_that_points_beyond_itself_is_refused() -> None:
         wire.decode_rows(forged)
 
 
+def unpacked(batch: pa.RecordBatch, codec: str | None) -> bytes:
+    """A body that is smaller than what is in it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(
+        sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=codec)
+    ) as out:
+        out.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("column", "codec"),
+    [
+        (pa.array(["\0" * 2**20]), "zstd"),
+        (pa.array(["\0" * 2**20]), "lz4"),
+        (pa.array(["\0" * 2**20]).dictionary_encode(), "zstd"),
+        (pa.nulls(10**9), None),
+    ],
+    ids=["zstd", "lz4", "dictionary", "nulls"],
+)
+def test_a_batch_that_grows_when_it_is_unpacked_is_refused(
+    column: pa.Array, codec: str | None
+) -> None:
+    body = unpacked(pa.record_batch({"t": column}), codec)
+    assert len(body) < 20_000
+
+    with pytest.raises(WireError, match="too long" if codec is None else "compressed"):
+        wire.decode_rows(body)
+
+
 @pytest.mark.parametrize(
     "value",
     [f"{2**127 - 1}::HUGEINT", f"{1 - 2**127}::HUGEINT", "'24:00:00'::TIME", "'infinity'::DATE"],
