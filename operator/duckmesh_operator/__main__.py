@@ -183,6 +183,8 @@ class Operator:
             metrics.TenantCollector(
                 lambda: Counter(self._tenants.phases.values()),
                 lambda: {tenant: track.report.lag_s for tenant, track in self._board.tracks()},
+                self._board.targets_s,
+                lambda: self._tenants.troubles,
             ),
         )
 

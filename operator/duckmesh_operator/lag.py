@@ -272,6 +272,10 @@ class LagBoard:
         """`namespace/name` and track of every Tenant with one."""
         return [(one.tenant, one.track) for one in self._entries.values() if one.track]
 
+    def targets_s(self) -> dict[str, float]:
+        """The lag that each Tenant asks for, by `namespace/name`."""
+        return {one.tenant: one.objective.target_ms / 1000 for one in self._entries.values()}
+
     def update(self, catalog: str, reports: Iterable[LagReport]) -> list[str]:
         """Take in one look at a catalog; returns the `namespace/name` whose status is due."""
         due = self._set_health(catalog, CatalogHealth(ok=True))

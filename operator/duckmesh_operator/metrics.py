@@ -5,7 +5,7 @@ Labels are bounded: kinds, results, HTTP methods and codes, phases, Tenants.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
@@ -25,6 +25,8 @@ LABELS: Final[Mapping[str, str]] = {
     "catalog": "name of a catalog in the configuration",
     "phase": "phase of a Tenant",
     "tenant": "`namespace/name` of a Tenant",
+    "condition": "type of a condition in its status",
+    "reason": "why it is so",
 }
 """What each label may say: bounded by what is installed and configured."""
 
@@ -135,18 +137,29 @@ class QueueCollector(Collector):
 
 
 class TenantCollector(Collector):
-    """Tenants by phase, and the lag of each, at scrape time."""
+    """Tenants by phase, and of each its lag, its target and its troubles, at scrape time.
+
+    Args:
+        phases: Number of Tenants by phase.
+        lags_s: Lag by Tenant.
+        targets_s: What the spec asks of it.
+        troubles: Condition and reason of what asks for a person, by Tenant.
+    """
 
     def __init__(
         self,
         phases: Callable[[], Mapping[str, int]],
         lags_s: Callable[[], Mapping[str, float]],
+        targets_s: Callable[[], Mapping[str, float]] = dict,
+        troubles: Callable[[], Mapping[str, Collection[tuple[str, str]]]] = dict,
     ) -> None:
         self._phases = phases
         self._lags_s = lags_s
+        self._targets_s = targets_s
+        self._troubles = troubles
 
     def collect(self) -> Iterable[Metric]:
-        """Both gauges."""
+        """All gauges."""
         phases = GaugeMetricFamily(
             "duckmesh_operator_tenants", "Tenants by phase.", labels=["phase"]
         )
@@ -159,5 +172,19 @@ class TenantCollector(Collector):
         )
         for tenant, lag_s in self._lags_s().items():
             lags.add_metric([tenant], lag_s)
-        yield phases
-        yield lags
+        targets = GaugeMetricFamily(
+            "duckmesh_operator_tenant_lag_target_seconds",
+            "The lag that the Tenant's freshness.target allows.",
+            labels=["tenant"],
+        )
+        for tenant, target_s in self._targets_s().items():
+            targets.add_metric([tenant], target_s)
+        conditions = GaugeMetricFamily(
+            "duckmesh_operator_tenant_condition",
+            "1 for each condition of a Tenant that asks for a person; none while all is well.",
+            labels=["tenant", "condition", "reason"],
+        )
+        for tenant, troubles in self._troubles().items():
+            for condition, reason in sorted(troubles):
+                conditions.add_metric([tenant, condition, reason], 1)
+        yield from (phases, lags, targets, conditions)

@@ -41,6 +41,7 @@ from duckmesh_operator.specs.networkpolicy import is_restricted
 from duckmesh_operator.specs.service import endpoint
 from duckmesh_operator.specs.tables import tables_digest
 from duckmesh_operator.status import Problem, Situation, Worker, build_status, phase, same
+from duckmesh_operator.troubles import troubles_of
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class TenantReconciler:
         self._credentials = credentials
         self._now = now
         self.phases: dict[str, str] = {}
+        self.troubles: dict[str, frozenset[tuple[str, str]]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one Tenant on. Returns the seconds after which to look again; None when it is gone.
@@ -279,6 +281,7 @@ class TenantReconciler:
         situation = self._situation(run)
         status = build_status(situation, self._now())
         self.phases[run.meta.full_name] = phase(situation)
+        self.troubles[run.meta.full_name] = troubles_of(status)
         for note in [*notes_of(run.previous, status), *_repairs(run)]:
             await self._recorder.record(TENANT, run.meta, note)
         if same(status, run.previous):
@@ -329,6 +332,7 @@ class TenantReconciler:
         self._board.forget(full_name)
         self._prefixes.release(full_name)
         self.phases.pop(full_name, None)
+        self.troubles.pop(full_name, None)
 
 
 def _workers(run: _Run) -> list[Worker]:

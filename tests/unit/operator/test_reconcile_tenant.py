@@ -522,6 +522,15 @@ async def test_a_deleted_tenant_is_forgotten(world: World) -> None:
 
     assert await world.run() is None
     assert world.reconciler.phases == {}
+    assert world.reconciler.troubles == {}
+
+
+async def test_what_asks_for_a_person_is_told_to_the_metrics(world: World) -> None:
+    await world.run()
+    assert ("Ready", "Migrating") in world.reconciler.troubles["team/acme"]
+
+    await world.settle()
+    assert "Ready" not in dict(world.reconciler.troubles["team/acme"])
 
 
 async def test_a_tenant_being_deleted_is_left_alone(world: World) -> None:

@@ -1,0 +1,37 @@
+"""Which conditions of a Tenant ask for a person, so that alerts can follow them. Pure; `reconcile` keeps the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from duckmesh_operator.manifest import Json, list_at, text_at
+
+#: The status of each condition that is a trouble; of other conditions none is.
+_WRONG: Final[Mapping[str, str]] = {
+    "Ready": "False",
+    "SpecValid": "False",
+    "CatalogReachable": "False",
+    "StorageReachable": "False",
+    "Fresh": "False",
+    "SnapshotHealthy": "False",
+    "CompactionCurrent": "False",
+    "TablesReady": "False",
+    "DeadLetters": "True",
+    "Stalled": "True",
+}
+#: Reasons that are a trouble although nobody knows whether the condition holds.
+_BLIND: Final = ("LakeUnreadable",)
+
+
+def troubles_of(status: Json) -> frozenset[tuple[str, str]]:
+    """Condition and reason of each trouble in a status."""
+    found = [
+        (text_at(item, "type"), text_at(item, "status"), text_at(item, "reason"))
+        for item in list_at(status, "conditions")
+    ]
+    return frozenset(
+        (kind, reason)
+        for kind, state, reason in found
+        if kind in _WRONG and (state == _WRONG[kind] or reason in _BLIND)
+    )
