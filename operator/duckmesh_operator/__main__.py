@@ -150,7 +150,7 @@ class Operator:
         namespaces = self._settings.watch_namespaces
         await kopf.operator(
             registry=handlers.build_registry(
-                add=self._queue.add, noticed=self._canary.noticed, canary=self._canary.seen
+                add=self._add, noticed=self._canary.noticed, canary=self._canary.seen
             ),
             settings=handlers.build_settings(),
             standalone=True,
@@ -160,6 +160,11 @@ class Operator:
             ready_flag=self._watching,
         )
         raise Deaf("the watch ended")
+
+    def _add(self, key: Key) -> None:
+        served = self._settings.watch_namespaces
+        if not served or key.namespace in served:  # the canary's namespace is watched for itself
+            self._queue.add(key)
 
     async def _tell_when_watching(self, on_watching: Callable[[], None]) -> None:
         await self._watching.wait()

@@ -140,6 +140,7 @@ class Settings:
         runtime_version: Version of new Tenants.
         image_pull_policy: Of all worker containers.
         watch_namespaces: Namespaces to serve; empty means all.
+        deletion_protection: The cluster has the admission policy that `spec.deletionProtection` works by.
         sweep_s: Seconds between two looks at the lag of all lakes.
         resync_s: Seconds after which a Tenant is looked at again without an event.
         workers: Reconciles at a time.
@@ -162,6 +163,7 @@ class Settings:
     runtime_version: str = ""
     image_pull_policy: str = "IfNotPresent"
     watch_namespaces: tuple[str, ...] = ()
+    deletion_protection: bool = True
     sweep_s: float = 5.0
     resync_s: float = 300.0
     workers: int = 10
@@ -202,6 +204,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
             "imagePullPolicy", "IfNotPresent", ("Always", "IfNotPresent", "Never")
         ),
         watch_namespaces=values.texts("watchNamespaces"),
+        deletion_protection=values.flag("deletionProtection", True),
         sweep_s=values.number("sweepSeconds", 5, 0.1, 60),
         resync_s=values.number("resyncSeconds", 300, 5, 3600),
         workers=int(values.number("workers", 10, 1, 100)),
@@ -364,6 +367,12 @@ class _Reader:
         if value not in allowed:
             self.refuse(name, f"{value!r} is not one of " + ", ".join(allowed))
         return str(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.any(name)
+        if value is not None and not isinstance(value, bool):
+            self.refuse(name, f"{value!r} is not true or false")
+        return value if isinstance(value, bool) else default
 
     def texts(self, name: str) -> tuple[str, ...]:
         return tuple(self._list(name, str, "texts"))

@@ -57,6 +57,8 @@ REASONS: Final[Mapping[str, str]] = {
     "Managed": "The operator carries out changes.",
     "Restricted": "Workers reach the catalog and the store only where they lie.",
     "PortsOpenAnywhere": "Workers may use the ports of catalog and store towards any address.",
+    "Protected": "The API server refuses to delete the Tenant.",
+    "ProtectionUnavailable": "The cluster lacks the policy that deletionProtection works by.",
     "Refused": "The API server refuses an object that the Tenant needs.",
     "NotSupportedYet": "A Compactor: this version runs no maintenance Jobs.",
     "Applied": "The tables are as declared.",
@@ -153,6 +155,7 @@ class Situation:
         version: Version that the workers should run.
         endpoints: `ingest` and `query` base URLs.
         egress_restricted: The NetworkPolicies name the places of catalog and store.
+        protectable: The cluster has the policy that `spec.deletionProtection` works by.
         selector: Label selector of the query pods.
         tables_digest: What a report about the tables of the present spec carries.
     """
@@ -171,6 +174,7 @@ class Situation:
     version: str = ""
     endpoints: Mapping[str, str] = field(default_factory=dict)
     egress_restricted: bool = True
+    protectable: bool = True
     selector: str = ""
     tables_digest: str = ""
 
@@ -307,6 +311,8 @@ def _conditions(s: Situation) -> list[Condition]:
     ]
     if s.tenant is not None and s.tenant.tables:
         conditions.append(_tables(s))
+    if s.tenant is not None and s.tenant.deletion_protection:
+        conditions.append(_protected(s))
     stalled = _stalled(s)
     if stalled is not None:
         conditions.append(stalled)
@@ -550,6 +556,20 @@ def _egress(s: Situation) -> Condition:
         "towards any address; the platform team can set egress.cidrs or egress.peers."
     )
     return _make("EgressRestricted", FALSE, "PortsOpenAnywhere", message)
+
+
+def _protected(s: Situation) -> Condition:
+    kind = "DeletionProtected"
+    if s.protectable:
+        message = (
+            "The API server refuses to delete the Tenant while spec.deletionProtection is true."
+        )
+        return _make(kind, TRUE, "Protected", message)
+    message = (
+        "deletionProtection is unavailable: the cluster lacks duckmesh's admission policy, so the Tenant can be deleted. "
+        "Ask the platform team to install it (admissionPolicy of the chart)."
+    )
+    return _make(kind, FALSE, "ProtectionUnavailable", message)
 
 
 def _make(kind: str, status: str, reason: str, message: str) -> Condition:

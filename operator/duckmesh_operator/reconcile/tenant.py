@@ -318,6 +318,7 @@ class TenantReconciler:
             version=context.images.version if context else "",
             endpoints={part: endpoint(tenant, part) for part in COMPONENTS} if tenant else {},
             egress_restricted=is_restricted(context) if context else True,
+            protectable=self._settings.deletion_protection,
             selector=_selector(run.meta),
             tables_digest=tables_digest(run.tenant) if run.tenant else "",
         )

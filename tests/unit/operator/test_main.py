@@ -90,6 +90,18 @@ async def test_a_namespaced_operator_hears_its_canary(cluster: Cluster, secrets_
     assert cluster.asked["namespaces"] == ["duckmesh-system", "team"]
 
 
+@pytest.mark.parametrize(("namespace", "queued"), [("team", 1), ("duckmesh-system", 0)])
+async def test_a_namespaced_operator_leaves_other_namespaces_alone(
+    cluster: Cluster, secrets_dir: Path, namespace: str, queued: int
+) -> None:
+    told = settings(secrets_dir, watch_namespaces=("team",))
+    operator = process.Operator(cluster.api, told, on_lost=lambda: None)
+
+    operator._add(process.Key(TENANT.kind, namespace, "acme"))
+
+    assert operator._queue.depth == queued
+
+
 async def test_a_standby_is_ready_and_ends_on_a_signal(cluster: Cluster, secrets_dir: Path) -> None:
     cluster.api.failing["get Lease"] = Unavailable("no")
     operator = process.Operator(cluster.api, settings(secrets_dir), on_lost=lambda: None)

@@ -44,6 +44,14 @@ def test_a_short_configuration_has_defaults(tmp_path: Path) -> None:
     assert not settings.stores["default"].egress.restricted
     assert settings.profiles["default"].ingest.cpu == "2"
     assert settings.kubeconfig is None
+    assert settings.deletion_protection
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_the_configuration_says_whether_tenants_can_be_protected(
+    tmp_path: Path, said: bool
+) -> None:
+    assert read(tmp_path, CONFIG | {"deletionProtection": said}).deletion_protection is said
 
 
 def test_a_profiles_digest_changes_with_its_text_only(tmp_path: Path) -> None:

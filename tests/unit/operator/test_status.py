@@ -248,6 +248,27 @@ def test_each_trouble_has_its_condition(
             id="data-is-retained",
         ),
         pytest.param(
+            {"deletionProtection": True},
+            {},
+            "Ready",
+            {"DeletionProtected": ("True", "Protected")},
+            id="protected",
+        ),
+        pytest.param(
+            {"deletionProtection": True},
+            {"protectable": False},
+            "Ready",
+            {"DeletionProtected": ("False", "ProtectionUnavailable")},
+            id="protection-without-a-policy",
+        ),
+        pytest.param(
+            {},
+            {"protectable": False},
+            "Ready",
+            {"DeletionProtected": None},
+            id="no-protection-asked-for",
+        ),
+        pytest.param(
             {"tables": [{"name": "t"}]},
             {},
             "Ready",
@@ -278,7 +299,10 @@ def test_each_trouble_has_its_condition(
     ],
 )
 def test_what_the_spec_asks_for_is_told(
-    spec: dict[str, Any], more: dict[str, Any], phase: str, expected: dict[str, tuple[str, str]]
+    spec: dict[str, Any],
+    more: dict[str, Any],
+    phase: str,
+    expected: dict[str, tuple[str, str] | None],
 ) -> None:
     s = situation(spec, **more)
 
