@@ -105,6 +105,7 @@ class Worker:
         settled: The newest template is rolled out and nothing is left of an older one.
         stuck: The Deployment gave up waiting.
         exists: There is a Deployment.
+        version: Runtime version of its newest template.
     """
 
     component: str
@@ -114,6 +115,7 @@ class Worker:
     settled: bool = False
     stuck: bool = False
     exists: bool = False
+    version: str = ""
 
     @property
     def complete(self) -> bool:
@@ -511,11 +513,18 @@ def _progressing(s: Situation) -> Condition:
     if s.tenant.suspend and _total(s, "pods"):
         return _make(kind, TRUE, "Stopping", "Workers answer what they accepted and stop.")
     if any(worker.stuck for worker in s.workers):
-        message = "A worker did not become ready in five minutes; look at its events with kubectl describe."
-        return _make(kind, FALSE, "RolloutStuck", message)
+        return _make(kind, FALSE, "RolloutStuck", _stuck(s))
     if any(not worker.settled for worker in s.workers):
         return _make(kind, TRUE, "RollingOut", "Workers are being started, replaced or scaled.")
     return _make(kind, FALSE, "Settled", "Nothing is under way.")
+
+
+def _stuck(s: Situation) -> str:
+    parts = " and ".join(worker.component for worker in s.workers if worker.stuck)
+    older = "; those of before serve on" if _total(s, "ready") else ""
+    current = text_at(s.previous, "version", "current")
+    revert = f", or set spec.version back to {current}" if current not in ("", s.version) else ""
+    return f"New {parts} pods did not become ready in five minutes{older}. Look at their events with kubectl describe{revert}."
 
 
 def _stalled(s: Situation) -> Condition | None:
@@ -592,8 +601,9 @@ def _total(s: Situation, what: str) -> int:
 
 def _version(s: Situation) -> Manifest:
     current = text_at(s.previous, "version", "current")
-    if s.workers and all(worker.exists and worker.settled for worker in s.workers):
-        current = s.version or current
+    runs = {worker.version for worker in s.workers if worker.exists and worker.settled}
+    if len(runs) == 1 and all(worker.settled for worker in s.workers):
+        current = runs.pop() or current
     target = s.version or text_at(s.previous, "version", "target")
     pair = {"current": current, "target": target}
     return {key: value for key, value in pair.items() if value}

@@ -11,6 +11,7 @@ import pytest
 
 from duckmesh_operator import names
 from duckmesh_operator.manifest import Manifest
+from duckmesh_operator.specs import pod
 from duckmesh_operator.specs.context import Context
 from duckmesh_operator.specs.job import build_migrate_job
 from duckmesh_operator.specs.pod import build_ingest_template, build_query_template
@@ -24,6 +25,7 @@ from duckmesh_operator.specs.secret import (
 )
 from duckmesh_operator.specs.tables import build_tables, tables_digest
 from duckmesh_runtime import settings as runtime
+from duckmesh_runtime import wiring
 from duckmesh_runtime.domain.declared import parse_declaration
 from duckmesh_runtime.domain.schema import parse_table
 from duckmesh_runtime.web import auth
@@ -51,7 +53,9 @@ MIGRATIONS = Path(runtime.__file__).parent / "sql" / "catalog"
 
 
 def container(template: Any, name: str) -> Any:
-    (found,) = [one for one in template["spec"]["containers"] if one["name"] == name]
+    spec = template["spec"]
+    containers = [*spec["containers"], *spec.get("initContainers", [])]
+    (found,) = [one for one in containers if one["name"] == name]
     return found
 
 
@@ -218,6 +222,11 @@ def test_query_reads_its_limits_and_only_the_readers_login(
         result_bytes=5 * 2**20,
         rows=77,
     )
+    grace = template["spec"]["terminationGracePeriodSeconds"]  # type: ignore[index]
+    assert grace > pod.PRE_STOP_S + settings.drain_s
+    # The longest statement is answered before the process gives up on what still runs.
+    assert wiring._QUERY_ANSWER_PART == pod.QUERY_ANSWER_PART
+    assert settings.drain_s * wiring._QUERY_ANSWER_PART >= settings.query.timeout_ms / 1000
     assert settings.reader_dir is not None
     assert settings.writer_dir is None
     assert settings.maintenance_dir is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from duckmesh_operator import metrics
@@ -22,10 +23,12 @@ from duckmesh_operator.names import (
     CHILDREN,
     DEPLOYMENT,
     LABEL_TENANT_UID,
+    REVISION,
     child,
     kind_of,
 )
 from duckmesh_operator.plan import Action, Verb, plan
+from duckmesh_operator.specs.deployment import ANNOTATION_REVISION, LABEL_VERSION
 from duckmesh_operator.status import Problem, Worker
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,19 @@ async def read_children(api: Api, meta: Meta) -> list[Manifest]:
     found: list[Manifest] = []
     for kind in CHILDREN:
         found += await api.list(kind, meta.namespace, {LABEL_TENANT_UID: meta.uid})
+    return found + await read_lost_revisions(api, meta, found)
+
+
+async def read_lost_revisions(api: Api, meta: Meta, live: Sequence[Manifest]) -> list[Manifest]:
+    """Revisions that Deployments name and the label did not find: without them the workers would be rolled."""
+    known = {text_at(item, "metadata", "name") for item in live if item["kind"] == REVISION.kind}
+    found: list[Manifest] = []
+    for item in live:
+        name = text_at(item, "metadata", "annotations", ANNOTATION_REVISION)
+        if item["kind"] != DEPLOYMENT.kind or not name or name in known:
+            continue
+        with suppress(NotFound):
+            found.append(await api.get(REVISION, meta.namespace, name))
     return found
 
 
@@ -198,4 +214,5 @@ def _worker(live: Manifest, component: str, wanted: int) -> Worker:
             for condition in list_at(live, "status", "conditions")
         ),
         exists=True,
+        version=text_at(live, "metadata", "labels", LABEL_VERSION),
     )

@@ -1,15 +1,19 @@
-"""What a Tenant's children should be: the pure builders put together, with pod templates from its revisions."""
+"""What a Tenant's children should be: the pure builders put together, with pod templates from its revisions.
+
+A new template goes to one worker after the other: query pods wait until no ingest pod of an older template is left, so
+that a version that does not come up costs neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from duckmesh_operator.manifest import Manifest, text_at
-from duckmesh_operator.names import DEPLOYMENT, LABEL_COMPONENT, REVISION, child
+from duckmesh_operator.manifest import Manifest, number_at, text_at
+from duckmesh_operator.names import DEPLOYMENT, REVISION, child
 from duckmesh_operator.plan import is_ours
 from duckmesh_operator.specs.context import Context, seal
-from duckmesh_operator.specs.deployment import build_deployment
+from duckmesh_operator.specs.deployment import ANNOTATION_REVISION, build_deployment
 from duckmesh_operator.specs.disruption import build_disruption_budget
 from duckmesh_operator.specs.networkpolicy import build_network_policy
 from duckmesh_operator.specs.pod import build_ingest_template, build_query_template
@@ -18,12 +22,15 @@ from duckmesh_operator.specs.revision import (
     build_inputs,
     build_revision,
     is_current,
+    is_outdated,
     latest,
-    parse_revision,
+    next_revision,
+    of_worker,
 )
 from duckmesh_operator.specs.service import build_service
 from duckmesh_operator.specs.tables import build_tables
 
+#: In the order in which a new template reaches them.
 COMPONENTS = ("ingest", "query")
 #: Revisions kept of each worker: the one that runs and the one before it.
 _KEPT = 2
@@ -35,7 +42,7 @@ class Desired:
 
     Attributes:
         manifests: Sealed, in the order to apply them.
-        live: What of the live objects the plan may look at: revisions that stay are not in it.
+        live: What of the live objects the plan may look at: revisions that are only kept are not in it.
     """
 
     manifests: list[Manifest]
@@ -58,15 +65,15 @@ def build_desired(context: Context, live: Sequence[Manifest], *, installed: bool
             build_network_policy(context, component),
             build_service(tenant, component),
         ]
-    deployments, stale = _build_workers(context, live, installed=installed)
-    desired += deployments
+    workers, kept = _build_workers(context, live, installed=installed)
+    desired += workers
     for component, replicas in (
         ("ingest", tenant.ingest.replicas),
         ("query", tenant.query.replicas),
     ):
         if replicas > 1:
             desired.append(build_disruption_budget(tenant, component))
-    others = [item for item in live if item["kind"] != REVISION.kind or item in stale]
+    others = [item for item in live if item["kind"] != REVISION.kind or _name(item) not in kept]
     return Desired(manifests=[seal(item) for item in desired], live=others)
 
 
@@ -74,57 +81,77 @@ def pinned_version(live: Sequence[Manifest], uid: str) -> str:
     """The runtime version that the workers were built for; empty when there are none."""
     ours = _revisions(live, uid)
     found = [one for component in COMPONENTS if (one := latest(ours, component)) is not None]
-    return next((str(one.inputs.get("version", "")) for one in found), "")
+    return next((one.version for one in found), "")
 
 
 def _build_workers(
     context: Context, live: Sequence[Manifest], *, installed: bool | None
-) -> tuple[list[Manifest], list[Manifest]]:
-    """Deployments with their new revisions, and the revisions to remove."""
+) -> tuple[list[Manifest], set[str]]:
+    """Deployments after their revisions, and the names of older revisions to keep."""
     meta = context.tenant.meta
     ours = _revisions(live, meta.uid)
-    names = {text_at(item, "metadata", "name") for item in live if item["kind"] == DEPLOYMENT.kind}
+    deployments = {_name(item): item for item in live if item["kind"] == DEPLOYMENT.kind}
     desired: list[Manifest] = []
-    stale: list[Manifest] = []
+    kept: set[str] = set()
+    free = bool(installed)
     for component in COMPONENTS:
-        if not installed and child(meta.name, component) not in names:
+        deployment = deployments.get(child(meta.name, component))
+        if not installed and deployment is None:
             continue
-        revision = latest(ours, component)
-        manifests, newest = _revise(context, component, revision, allowed=bool(installed))
-        desired += manifests
-        stale += _stale(ours, component, newest)
-    return desired, stale
+        last = latest(ours, component)
+        revision = _revise(context, component, last, allowed=free)
+        desired.append(build_revision(context.tenant, component, revision))
+        desired.append(_deployment(context, component, revision))
+        kept |= _kept(ours, component, revision)
+        free = free and not _is_rolling(deployment, revision)
+    return desired, kept
 
 
-def _revise(
-    context: Context, component: str, found: Revision | None, *, allowed: bool
-) -> tuple[list[Manifest], int]:
-    """A worker's Deployment, after its new revision where one is needed; and the newest revision's number."""
+def _revise(context: Context, component: str, last: Revision | None, *, allowed: bool) -> Revision:
+    """The revision to run: the last one where it still holds or must stay, else one after it."""
     inputs = build_inputs(context, component)
-    if found is not None and (not allowed or is_current(found, inputs)):
-        return [_deployment(context, component, found.template)], found.number
+    if last is not None and not allowed:
+        return last
+    if last is not None and is_current(last, inputs):
+        if not is_outdated(last, inputs):
+            return last
+        return next_revision(context, component, last, template=last.template, inputs=inputs)
     build = build_ingest_template if component == "ingest" else build_query_template
-    template = build(context)
-    number = 1 if found is None else found.number + 1
-    revision = build_revision(context, component, number, template, inputs)
-    return [revision, _deployment(context, component, template)], number
+    return next_revision(context, component, last, template=build(context), inputs=inputs)
 
 
-def _deployment(context: Context, component: str, template: Manifest) -> Manifest:
+def _is_rolling(live: Manifest | None, revision: Revision) -> bool:
+    """Whether pods of an older template run, or will when this revision is applied.
+
+    Pods that are not ready do not count: a worker that fails must not keep the other one from its repair.
+    """
+    pods = number_at(live, "status", "replicas")
+    if not pods:
+        return False
+    applied = text_at(live, "metadata", "annotations", ANNOTATION_REVISION)
+    seen = number_at(live, "status", "observedGeneration")
+    unseen = seen < number_at(live, "metadata", "generation")
+    return applied != revision.name or unseen or number_at(live, "status", "updatedReplicas") < pods
+
+
+def _deployment(context: Context, component: str, revision: Revision) -> Manifest:
     tenant = context.tenant
     spec = tenant.ingest.replicas if component == "ingest" else tenant.query.replicas
     replicas = 0 if tenant.suspend else spec
-    return build_deployment(tenant, component, replicas=replicas, template=template)
+    return build_deployment(tenant, component, replicas=replicas, revision=revision)
 
 
 def _revisions(live: Sequence[Manifest], uid: str) -> list[Manifest]:
     return [item for item in live if item["kind"] == REVISION.kind and is_ours(item, uid)]
 
 
-def _stale(ours: Sequence[Manifest], component: str, newest: int) -> list[Manifest]:
-    return [
-        item
-        for item in ours
-        if text_at(item, "metadata", "labels", LABEL_COMPONENT) == component
-        and parse_revision(item).number <= newest - _KEPT
-    ]
+def _kept(ours: Sequence[Manifest], component: str, newest: Revision) -> set[str]:
+    return {
+        one.name
+        for one in of_worker(ours, component)
+        if one.name != newest.name and newest.number - one.number < _KEPT
+    }
+
+
+def _name(item: Manifest) -> str:
+    return text_at(item, "metadata", "name")

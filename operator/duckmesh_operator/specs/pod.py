@@ -5,6 +5,7 @@ A template is what rolls pods, so it holds nothing that changes by itself: no di
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from duckmesh_operator.manifest import Manifest
@@ -20,6 +21,10 @@ SOCKET_DIR: Final = "/run/duckmesh/sandbox"
 CATALOG_DIR: Final = "/run/duckmesh/catalogs"
 #: Seconds a stopping worker may take to answer what it accepted.
 DRAIN_S: Final = 20
+#: Part of it in which the query process answers what runs; tests/contract compares it with the runtime's.
+QUERY_ANSWER_PART: Final = 0.9
+#: A drained node waits no longer than this for queries.
+QUERY_DRAIN_MAX_S: Final = 300
 #: kube-proxy drops an ending pod a moment after SIGTERM; until then it still gets connections.
 PRE_STOP_S: Final = 2
 #: Seconds between the end of the drain and the kill: closing connections, writing the last log lines.
@@ -78,8 +83,16 @@ def build_query_template(context: Context) -> Manifest:
         _scratch("tmp", "1Gi"),
         _scratch("sandbox-tmp"),
     ]
-    drain_s = max(DRAIN_S, context.tenant.query.timeout_ms // 1000)
-    return _template(context, "query", [front, sandbox], volumes, drain_s=min(drain_s, 300))
+    # A sidecar starts before the front and ends after it: a statement that runs when the pod is told to end is answered.
+    sidecars = [sandbox | {"restartPolicy": "Always"}]
+    drain_s = query_drain_s(context)
+    return _template(context, "query", [front], volumes, drain_s=drain_s, sidecars=sidecars)
+
+
+def query_drain_s(context: Context) -> int:
+    """Seconds that an ending query pod has: enough for the longest statement, within a bound."""
+    timeout_s = math.ceil(context.tenant.query.timeout_ms / 1000 / QUERY_ANSWER_PART)
+    return min(max(DRAIN_S, timeout_s), QUERY_DRAIN_MAX_S)
 
 
 def build_migrate_template(context: Context) -> Manifest:
@@ -150,6 +163,7 @@ def _query_env(context: Context) -> list[Manifest]:
         _env("DUCKMESH_QUERY_MEMORY_BYTES", spec.memory_bytes),
         _env("DUCKMESH_QUERY_RESULT_BYTES", spec.result_bytes),
         _env("DUCKMESH_QUERY_ROWS", spec.rows),
+        _env("DUCKMESH_DRAIN_S", query_drain_s(context)),
     ]
 
 
@@ -300,6 +314,7 @@ def _template(
     volumes: list[Manifest],
     *,
     drain_s: int,
+    sidecars: list[Manifest] | None = None,
     placed: bool = True,
 ) -> Manifest:
     meta = context.tenant.meta
@@ -322,6 +337,8 @@ def _template(
         "containers": containers,
         "volumes": volumes,
     }
+    if sidecars:
+        spec["initContainers"] = sidecars
     return {"metadata": metadata, "spec": spec | (_placement(context, component) if placed else {})}
 
 
@@ -330,13 +347,12 @@ def _placement(context: Context, component: str) -> Manifest:
     selector: Manifest = {"matchLabels": pod_selector(meta.name, meta.uid, component)}
     placement = dict(context.profile.placement)
     given = placement.pop("topologySpreadConstraints", None)
-    usual = {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-    }
+    usual = [
+        {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway"}
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]
     placement["topologySpreadConstraints"] = [
         {**one, "labelSelector": selector}
-        for one in (given if isinstance(given, list) and given else [usual])
+        for one in (given if isinstance(given, list) and given else usual)
     ]
     return placement

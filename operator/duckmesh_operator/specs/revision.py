@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from duckmesh_operator.manifest import Json, Manifest, dig, digest, number_at, object_at, text_at
-from duckmesh_operator.names import LABEL_COMPONENT, REVISION, child
+from duckmesh_operator.manifest import Json, Manifest, dig, digest, object_at, text_at
+from duckmesh_operator.model import Tenant
+from duckmesh_operator.names import REVISION, child
 from duckmesh_operator.specs.context import Context, build_child
 
 #: Parts of the spec that no pod is built from: changing them never rolls a worker.
@@ -35,6 +36,11 @@ class Revision:
     inputs: Manifest
     template: Manifest
 
+    @property
+    def version(self) -> str:
+        """Runtime version of the template."""
+        return text_at(self.inputs, "version")
+
 
 def build_inputs(context: Context, component: str) -> Manifest:
     """What a worker's template is built from."""
@@ -47,23 +53,26 @@ def build_inputs(context: Context, component: str) -> Manifest:
 
 
 def parse_revision(manifest: Json) -> Revision:
-    """Read a ControllerRevision of ours."""
+    """Read a ControllerRevision of ours; the number comes from the name, which nobody can change."""
+    name = text_at(manifest, "metadata", "name")
+    tail = name.rpartition("-")[2]
     return Revision(
-        name=text_at(manifest, "metadata", "name"),
-        number=number_at(manifest, "revision"),
+        name=name,
+        number=int(tail) if tail.isdecimal() else 0,
         inputs=object_at(manifest, "data", "inputs"),
         template=object_at(manifest, "data", "template"),
     )
 
 
+def of_worker(manifests: Sequence[Json], component: str) -> list[Revision]:
+    """The revisions of a worker among a Tenant's: by name, which stays when labels go."""
+    found = [parse_revision(item) for item in manifests]
+    return [one for one in found if one.name.rpartition("-")[0].endswith(f"-{component}")]
+
+
 def latest(manifests: Sequence[Json], component: str) -> Revision | None:
     """The newest revision of a worker among a Tenant's."""
-    found = [
-        parse_revision(item)
-        for item in manifests
-        if text_at(item, "metadata", "labels", LABEL_COMPONENT) == component
-    ]
-    return max(found, key=lambda one: one.number, default=None)
+    return max(of_worker(manifests, component), key=lambda one: one.number, default=None)
 
 
 def is_current(revision: Revision, inputs: Manifest) -> bool:
@@ -72,24 +81,37 @@ def is_current(revision: Revision, inputs: Manifest) -> bool:
     The same generation is the same spec, whatever a newer CRD filled in; a newer generation may have changed only what
     is not in pods.
     """
-    same_spec = revision.inputs.get("generation") == inputs["generation"] or (
-        revision.inputs.get("spec") == inputs["spec"]
-    )
-    return same_spec and all(
-        revision.inputs.get(key) == inputs[key] for key in ("version", "platform")
-    )
+    same_spec = _same(revision, inputs, "generation") or _same(revision, inputs, "spec")
+    return same_spec and all(_same(revision, inputs, key) for key in ("version", "platform"))
 
 
-def build_revision(
-    context: Context, component: str, number: int, template: Manifest, inputs: Manifest
-) -> Manifest:
-    """The ControllerRevision of a template; its data is immutable, so each has a name of its own."""
-    tenant = context.tenant
-    name = child(tenant.meta.name, f"{component}-{number}")
-    manifest = build_child(REVISION, tenant, name, component)
-    manifest["revision"] = number
-    manifest["data"] = {"inputs": inputs, "template": template}
+def is_outdated(revision: Revision, inputs: Manifest) -> bool:
+    """Whether a current revision was made from a spec that reads otherwise today, as a newer CRD fills in defaults.
+
+    At the next generation nobody could tell that from a change of the spec, and the worker would be rolled.
+    """
+    return _same(revision, inputs, "generation") and not _same(revision, inputs, "spec")
+
+
+def next_revision(
+    context: Context, component: str, last: Revision | None, *, template: Manifest, inputs: Manifest
+) -> Revision:
+    """The revision after `last`; the data of one is immutable, so each has a name of its own."""
+    number = 1 if last is None else last.number + 1
+    name = child(context.tenant.meta.name, f"{component}-{number}")
+    return Revision(name=name, number=number, inputs=inputs, template=template)
+
+
+def build_revision(tenant: Tenant, component: str, revision: Revision) -> Manifest:
+    """The ControllerRevision that keeps a template."""
+    manifest = build_child(REVISION, tenant, revision.name, component)
+    manifest["revision"] = revision.number
+    manifest["data"] = {"inputs": revision.inputs, "template": revision.template}
     return manifest
+
+
+def _same(revision: Revision, inputs: Manifest, key: str) -> bool:
+    return revision.inputs.get(key) == inputs[key]
 
 
 def _worker_spec(context: Context, component: str) -> Manifest:

@@ -212,7 +212,7 @@ async def test_a_new_default_version_does_not_reach_old_tenants(
 
     world.change({"version": "0.2.0"})
     await world.run()
-    assert world.template("query")["spec"]["containers"][1]["image"].endswith(":0.2.0")
+    assert world.template("ingest")["spec"]["containers"][0]["image"].endswith(":0.2.0")
     assert world.status()["version"] == {"current": "0.1.0", "target": "0.2.0"}
     assert world.condition("Progressing")["reason"] == "RollingOut"
 

@@ -23,11 +23,13 @@ from duckmesh_operator.specs.job import build_migrate_job
 from duckmesh_operator.specs.networkpolicy import build_network_policy, is_restricted
 from duckmesh_operator.specs.pod import build_ingest_template, build_query_template
 from duckmesh_operator.specs.revision import (
+    Revision,
     build_inputs,
     build_revision,
     is_current,
+    is_outdated,
     latest,
-    parse_revision,
+    next_revision,
 )
 from duckmesh_operator.specs.secret import (
     build_keys,
@@ -133,10 +135,14 @@ def test_declared_tables_in_full() -> None:
 
 
 def test_a_deployment_in_full() -> None:
-    template = {"spec": {"containers": []}}
+    template: Any = {"spec": {"containers": []}}
+    inputs: Any = {"version": "0.1.0"}
+    revision = Revision(name="acme-query-4", number=4, inputs=inputs, template=template)
 
-    made = build_deployment(make_tenant(), "query", replicas=3, template=template)
+    made: Any = build_deployment(make_tenant(), "query", replicas=3, revision=revision)
 
+    assert made["metadata"].pop("annotations") == {"duckmesh.io/revision": "acme-query-4"}
+    assert made["metadata"]["labels"].pop("app.kubernetes.io/version") == "0.1.0"
     assert made == head("Deployment", "apps/v1", "acme-query", "query") | {
         "spec": {
             "replicas": 3,
@@ -318,10 +324,11 @@ def test_an_ingest_template_in_full() -> None:
             "topologySpreadConstraints": [
                 {
                     "maxSkew": 1,
-                    "topologyKey": "kubernetes.io/hostname",
+                    "topologyKey": key,
                     "whenUnsatisfiable": "ScheduleAnyway",
                     "labelSelector": selector("ingest"),
                 }
+                for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
             ],
         },
     }
@@ -358,10 +365,27 @@ def test_allowed_labels_reach_the_pods_and_never_win_over_ours() -> None:
     assert metadata["labels"]["duckmesh.io/tenant"] == "acme"
 
 
-def test_a_long_query_may_end_before_its_pod_does() -> None:
-    spec: Any = build_query_template(make_context({"query": {"limits": {"timeout": "2m"}}}))["spec"]
+@pytest.mark.parametrize(
+    ("timeout", "drain_s"),
+    [("1s", 20), ("30s", 34), ("2m", 134), pytest.param("1h", 300, id="bounded")],
+)
+def test_a_query_may_end_before_its_pod_does(timeout: str, drain_s: int) -> None:
+    spec: Any = build_query_template(
+        make_context({"query": {"limits": {"timeout": timeout}}, "snapshots": {"keepFor": "48h"}})
+    )["spec"]
 
-    assert spec["terminationGracePeriodSeconds"] == 130
+    assert spec["terminationGracePeriodSeconds"] == 2 + drain_s + 8
+    env = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
+    assert env["DUCKMESH_DRAIN_S"] == str(drain_s)
+
+
+def test_the_sandbox_outlives_the_container_in_front_of_it() -> None:
+    """Kubernetes ends a sidecar after the containers: a statement that runs is answered."""
+    spec: Any = build_query_template(make_context())["spec"]
+
+    assert [one["name"] for one in spec["containers"]] == ["query"]
+    (sandbox,) = spec["initContainers"]
+    assert (sandbox["name"], sandbox["restartPolicy"]) == ("sandbox", "Always")
 
 
 def test_a_migrate_job_lies_in_the_operators_namespace_and_ends() -> None:
@@ -511,27 +535,59 @@ def test_a_worker_is_rolled_only_by_what_is_in_its_pods(
     context = build_context(
         make_tenant(BASE), make_settings(), pinned_version="", postgres_ports=(5432,)
     )
-    manifest = build_revision(context, "ingest", 1, {"spec": {}}, revise(BASE, 1))
+    found = next_revision(context, "ingest", None, template={"spec": {}}, inputs=revise(BASE, 1))
 
-    assert is_current(parse_revision(manifest), revise(spec, generation)) is current
+    assert is_current(found, revise(spec, generation)) is current
 
 
 def test_a_changed_profile_or_version_rolls_every_worker() -> None:
     context = make_context(BASE)
-    manifest = build_revision(context, "ingest", 1, {"spec": {}}, revise(BASE, 1))
-    found = parse_revision(manifest)
+    found = next_revision(context, "ingest", None, template={"spec": {}}, inputs=revise(BASE, 1))
     profile = {"default": Profile(name="default", digest="other")}
 
     assert not is_current(found, revise(BASE, 1, profiles=profile))
     assert not is_current(found, revise(BASE | {"version": "0.2.0"}, 1))
 
 
+def test_a_default_that_a_newer_crd_fills_in_outdates_a_revision_once() -> None:
+    context = make_context(BASE)
+    found = next_revision(context, "ingest", None, template={"spec": {}}, inputs=revise(BASE, 1))
+    filled = BASE | {"newDefault": 1}
+
+    again = next_revision(
+        context, "ingest", found, template=found.template, inputs=revise(filled, 1)
+    )
+
+    assert not is_outdated(found, revise(BASE, 1))
+    assert is_outdated(found, revise(filled, 1))
+    assert not is_outdated(again, revise(filled, 1))
+    assert is_current(again, revise(filled | {"suspend": True}, 2))
+    assert not is_current(found, revise(filled | {"suspend": True}, 2))
+
+
+def test_what_workers_are_compared_by_is_for_ever() -> None:
+    """A change of these texts would roll every worker of every installation at its next operator upgrade."""
+    assert revise({}, 1) == {
+        "version": "0.1.0",
+        "spec": "bd516a0d89b822e9",
+        "platform": "447f202f228c25ab",
+        "generation": 1,
+    }
+
+
 def test_the_latest_revision_of_a_worker_is_found() -> None:
-    context = make_context()
+    tenant = make_tenant()
     made = [
-        build_revision(context, part, number, {"n": number}, {})
+        build_revision(
+            tenant,
+            part,
+            Revision(
+                name=f"acme-{part}-{number}", number=number, inputs={}, template={"n": number}
+            ),
+        )
         for part, number in (("ingest", 1), ("ingest", 10), ("query", 11))
     ]
+    made[0]["revision"] = 99  # what someone wrote over it says nothing
 
     found = latest(made, "ingest")
 

@@ -446,7 +446,8 @@ def test_the_current_version_follows_the_rollout() -> None:
     previous = {"version": {"current": "0.1.0", "target": "0.1.0"}}
 
     before = build_status(situation(version="0.2.0", workers=rolling, previous=previous), NOW)
-    after = build_status(situation(version="0.2.0", previous=before), NOW)
+    done = (worker("ingest", 2, version="0.2.0"), worker("query", 1, version="0.2.0"))
+    after = build_status(situation(version="0.2.0", workers=done, previous=before), NOW)
 
     assert before["version"] == {"current": "0.1.0", "target": "0.2.0"}
     assert after["version"] == {"current": "0.2.0", "target": "0.2.0"}
