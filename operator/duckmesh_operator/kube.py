@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -88,8 +88,26 @@ class Api(Protocol):
             Invalid: The API server refuses the spec.
         """
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
-        """Delete this very object, what it owns in the background; that it is gone already is fine."""
+    async def set_finalizers(self, live: Manifest, finalizers: Sequence[str]) -> Manifest:
+        """Give a live object as it was read these finalizers and no others.
+
+        Raises:
+            Conflict: Someone changed it meanwhile.
+            NotFound: It is gone.
+        """
+
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, uid: str, *, wait: bool = False
+    ) -> None:
+        """Delete this very object, what it owns in the background; that it is gone already is fine.
+
+        Args:
+            kind: Of the object.
+            namespace: Of the object.
+            name: Of the object.
+            uid: Of the object.
+            wait: Let the object stay until its pods have ended, so that they can be waited for by it.
+        """
 
 
 class TokenBucket:
@@ -182,9 +200,24 @@ class KubeApi:
             content_type="application/json-patch+json",
         )
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+    async def set_finalizers(self, live: Manifest, finalizers: Sequence[str]) -> Manifest:
         """See `Api`."""
-        options: Manifest = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        version = text_at(live, "metadata", "resourceVersion")
+        patch = {"metadata": {"resourceVersion": version, "finalizers": list(finalizers)}}
+        return await self._request(
+            "PATCH",
+            _path(live),
+            query={"fieldManager": FIELD_MANAGER},
+            body=patch,
+            content_type="application/merge-patch+json",
+        )
+
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, uid: str, *, wait: bool = False
+    ) -> None:
+        """See `Api`."""
+        policy = "Foreground" if wait else "Background"
+        options: Manifest = {"propagationPolicy": policy, "preconditions": {"uid": uid}}
         try:
             await self._request("DELETE", kind.path(namespace, name), body=options)
         except (NotFound, Conflict):  # gone, or another object by now

@@ -31,6 +31,8 @@ LABEL_TENANT_NAMESPACE: Final = (
     "duckmesh.io/tenant-namespace"  # on Jobs: they lie in the operator's namespace
 )
 ANNOTATION_DIGEST: Final = "duckmesh.io/applied-digest"
+#: On Tenants with deletionPolicy Delete and on no other object: their data goes before they do.
+FINALIZER: Final = "duckmesh.io/data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,19 @@ def logins(lake: str) -> tuple[str, str, str]:
 def migrate_job(lake: str, migration: int = MIGRATION) -> str:
     """Name of the Job that brings a lake to a migration."""
     return f"duckmesh-migrate-{lake.removeprefix('lake_')}-{migration}"
+
+
+def purge_job(uid: str) -> str:
+    """Name of the Job that removes a Tenant's lake."""
+    return f"duckmesh-purge-{lake_name(uid).removeprefix('lake_')}"
+
+
+def adoption(namespace: str, tenant: str) -> str:
+    """Name of the ConfigMap in the operator's namespace by which the platform hands retained data to a Tenant.
+
+    Its `uid` is the Tenant's. A namespace has no dot, so no two Tenants share a name.
+    """
+    return f"duckmesh-adopt.{namespace}.{tenant}"
 
 
 def labels(tenant: str, uid: str, component: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from duckmesh_operator.errors import Conflict, Invalid, NotFound, OperatorError
@@ -101,12 +101,37 @@ class FakeApi:
         changed["metadata"]["managedFields"] = []
         return self._update(place, changed)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+    async def set_finalizers(self, live: Object, finalizers: Sequence[str]) -> Object:
+        self._fail("set_finalizers", live["kind"])
+        place = self._place(live)
+        found = self._find(place)
+        if live["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
+            raise Conflict(f"{place} was changed")
+        self._log("set_finalizers", place)
+        changed = copy.deepcopy(found)
+        changed["metadata"]["finalizers"] = list(finalizers)
+        made = self._update(place, changed)
+        if not finalizers and "deletionTimestamp" in found["metadata"]:
+            self.remove(kind_of(live), place[1], place[2])
+        return made
+
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, uid: str, *, wait: bool = False
+    ) -> None:
         self._fail("delete", kind.kind)
-        found = self.objects.get((kind.kind, namespace, name))
-        if found is not None and found["metadata"]["uid"] == uid:
-            self._log("delete", (kind.kind, namespace, name))
+        place = (kind.kind, namespace, name)
+        found = self.objects.get(place)
+        if found is None or found["metadata"]["uid"] != uid:
+            return
+        self._log("delete", place)
+        if not wait and not found["metadata"].get("finalizers"):
             self.remove(kind, namespace, name)
+            return
+        changed = copy.deepcopy(found)
+        changed["metadata"].setdefault("deletionTimestamp", "2026-01-01T12:00:00Z")
+        if wait:
+            changed["metadata"]["finalizers"] = ["foregroundDeletion"]
+        self._update(place, changed)
 
     # ---------------------------------------------------------------- what tests call
 
@@ -130,6 +155,12 @@ class FakeApi:
         del self.objects[place]
         for key in [key for key in self._applied if key[0] == place]:
             del self._applied[key]
+
+    def end_pods(self) -> None:
+        """Do what the garbage collector does when the pods of what is being deleted have ended."""
+        for place, item in list(self.objects.items()):
+            if item["metadata"].get("finalizers") == ["foregroundDeletion"]:
+                self.remove(kind_of(item), place[1], place[2])
 
     def start_pods(self, namespace: str, name: str) -> None:
         """Do what Deployment controller and kubelet would: all pods of the newest template ready."""
