@@ -21,7 +21,8 @@ def build_page(page: str) -> str:
     head, mark, _ = page.partition(MARK)
     if not mark:
         raise ValueError(f"{PAGE.name} has lost its mark")
-    parts = [*_command("duckmesh", main), *_options_of_kubectl()]
+    upgrade = _command("kubectl duckmesh upgrade", plugin.commands["upgrade"])
+    parts = [*_command("duckmesh", main), *_options_of_kubectl(), *upgrade]
     return head + MARK + "\n" + "\n".join(parts).rstrip() + "\n"
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -16,6 +17,7 @@ from typing import Any, Final
 import click
 
 from duckmesh_runtime.cli.connected import UNAVAILABLE
+from duckmesh_runtime.cli.upgrade import MANAGER
 
 TENANTS: Final = "tenants.duckmesh.io"
 PORT: Final = 8080
@@ -25,6 +27,8 @@ _END_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
 _LISTENING: Final = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
+_OPERATOR: Final = "app.kubernetes.io/name=duckmesh,app.kubernetes.io/component=operator"
+_RUNTIME_VERSION: Final = re.compile(r'^runtimeVersion: "?([^"\s]+)"?$', re.MULTILINE)
 Manifest = dict[str, Any]
 
 
@@ -112,11 +116,55 @@ class Kubectl:
         command = [*self._command(), "port-forward", "--address=127.0.0.1", *place]
         return Forward(command, tenant)
 
-    def _json(self, *args: str) -> Manifest:
+    def tenants(
+        self, names: Sequence[str] = (), *, selector: str | None = None, everywhere: bool = False
+    ) -> list[Manifest]:
+        """Tenants by name, else by label, else all; with their `managedFields`."""
+        chosen = ["--show-managed-fields", *(["--all-namespaces"] if everywhere else [])]
+        if names:
+            return [self._json("get", TENANTS, name, *chosen) for name in names]
+        labels = [f"--selector={selector}"] if selector else []
+        items: list[Manifest] = self._json("get", TENANTS, *chosen, *labels)["items"]
+        return items
+
+    def read(self, namespace: str, name: str) -> Manifest:
+        """One Tenant as it is."""
+        return self._json("get", TENANTS, name, f"--namespace={namespace}")
+
+    def set_version(self, item: Manifest, version: str) -> None:
+        """Have `spec.version` under a field manager of its own.
+
+        Raises:
+            click.ClickException: The API server refuses it, or the Tenant is another one by now.
+        """
+        meta = {key: item["metadata"][key] for key in ("name", "namespace", "uid")}
+        manifest = {"apiVersion": item["apiVersion"], "kind": item["kind"], "metadata": meta}
+        how = ("--server-side", "--force-conflicts", f"--field-manager={MANAGER}")
+        self._json(
+            "apply", *how, "-f", "-", text=json.dumps(manifest | {"spec": {"version": version}})
+        )
+
+    def operator_version(self) -> str:
+        """What the operator gives new Tenants, as its configuration says.
+
+        Raises:
+            click.ClickException: It is not to be seen, or there are several.
+        """
+        maps = self._json("get", "configmaps", "--all-namespaces", f"--selector={_OPERATOR}")
+        texts = [text for one in maps["items"] for text in one.get("data", {}).values()]
+        found = {one[1] for text in texts if (one := _RUNTIME_VERSION.search(text))}
+        if len(found) != 1:
+            raise click.ClickException(
+                "the operator's configuration does not tell one version: pass --to VERSION"
+            )
+        return found.pop()
+
+    def _json(self, *args: str, text: str | None = None) -> Manifest:
         # kubectl's standard error is the user's: logins ask there, and its errors say what is wrong.
         try:
             run = subprocess.run(  # noqa: S603 - as above
                 [*self._command(), *args, "-o", "json"],
+                input=text,
                 stdout=subprocess.PIPE,
                 text=True,
                 timeout=_ASK_S,

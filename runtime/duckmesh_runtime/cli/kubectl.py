@@ -18,6 +18,7 @@ import click
 from duckmesh_runtime.cli.commands import COMMANDS
 from duckmesh_runtime.cli.completion import complete_variable
 from duckmesh_runtime.cli.connected import UNAVAILABLE, examples
+from duckmesh_runtime.cli.upgrade import upgrade
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -95,10 +96,10 @@ def plugin(context: click.Context, /, tenant: str | None, **_: str | None) -> No
         with _into(kubectl, tenant, api_key) as connection:
             yield connection
 
-    context.obj = {"way": way, "program": " ".join(program)}
+    context.obj = {"way": way, "program": " ".join(program), "kubectl": kubectl}
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, upgrade):
     plugin.add_command(_command)
 
 
