@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -66,20 +65,20 @@ async def test_of_two_candidates_one_is_elected(lake: Lake) -> None:
         await asyncio.wait(campaigns)
 
 
-async def test_a_released_role_is_taken_within_a_second(lake: Lake) -> None:
+async def test_a_released_role_is_taken_before_the_heartbeat_expires(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "BEAT_TTL_S", 3 * SOON_S)
     async with candidate(lake, "one") as one, candidate(lake, "two") as two:
         first = await asyncio.wait_for(one.campaign(), SOON_S)
         campaign = asyncio.create_task(two.campaign())
         await eventually(lambda: _is_waiting(lake))
 
-        started = time.monotonic()
         await one.release()
         second = await asyncio.wait_for(campaign, SOON_S)
-        took = time.monotonic() - started
 
         assert first.lost.is_set()
         assert second.epoch == 2
-        assert took < 1.5  # one second, and room for a busy machine
 
 
 async def test_a_holder_whose_connection_died_is_followed_before_its_heartbeat_expires(

@@ -33,8 +33,8 @@ async def test_a_visible_number_is_answered_at_once(barrier: Barrier) -> None:
 async def test_a_waiter_is_woken_when_its_number_is_visible_and_not_before(
     barrier: Barrier, progress: FakeProgress
 ) -> None:
-    early = asyncio.create_task(barrier.wait(11, 5_000))
-    late = asyncio.create_task(barrier.wait(12, 5_000))
+    early = asyncio.create_task(barrier.wait(11, 30_000))
+    late = asyncio.create_task(barrier.wait(12, 30_000))
     await _polls(progress, 2)
 
     progress.token = 11
@@ -64,7 +64,7 @@ async def test_a_wait_that_runs_out_says_how_far_it_got(progress: FakeProgress) 
 async def test_one_poller_serves_a_thousand_waiters(
     barrier: Barrier, progress: FakeProgress
 ) -> None:
-    waiters = [asyncio.create_task(barrier.wait(11, 5_000)) for _ in range(1_000)]
+    waiters = [asyncio.create_task(barrier.wait(11, 30_000)) for _ in range(1_000)]
     await _polls(progress, 3)
     progress.token = 11
 
@@ -98,7 +98,7 @@ async def test_a_catalog_that_comes_back_in_time_is_no_failure(
     barrier: Barrier, progress: FakeProgress
 ) -> None:
     progress.down = True
-    waiter = asyncio.create_task(barrier.wait(11, 5_000))
+    waiter = asyncio.create_task(barrier.wait(11, 30_000))
     await _polls(progress, 1)
 
     progress.down, progress.token = False, 11
@@ -230,7 +230,7 @@ async def test_a_fault_of_the_reader_does_not_end_the_polling(
     barrier: Barrier, progress: FakeProgress, caplog: pytest.LogCaptureFixture
 ) -> None:
     progress.broken = True
-    waiter = asyncio.create_task(barrier.wait(11, 5_000))
+    waiter = asyncio.create_task(barrier.wait(11, 30_000))
     await _polls(progress, 1)
 
     progress.broken, progress.token = False, 11
@@ -416,7 +416,7 @@ async def test_listening_ends_when_the_process_drains_and_waiting_does_not(
         return [state.token async for state in barrier.changes(30) if state]
 
     listener = asyncio.create_task(listen())
-    waiter = asyncio.create_task(barrier.wait(11, 5_000))
+    waiter = asyncio.create_task(barrier.wait(11, 30_000))
     await _polls(progress, 2)
 
     barrier.hush()
@@ -439,6 +439,6 @@ async def test_closing_answers_who_still_waits(barrier: Barrier, progress: FakeP
 async def _polls(progress: FakeProgress, more: int) -> None:
     """Wait until the poller has asked some more times."""
     goal = progress.reads + more
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while progress.reads < goal:
             await asyncio.sleep(0.005)

@@ -43,7 +43,7 @@ async def run(bus: ExpiringBus, until: Callable[[], bool]) -> None:
     limits = IngestLimits(idempotency_bytes=12_345)
     inlet = Inlet(bus, lake="lake_test", limits=limits, on_accepted=lambda _: None)
     await inlet.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not until():
             await asyncio.sleep(0)
     await inlet.drain()

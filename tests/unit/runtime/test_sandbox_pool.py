@@ -75,12 +75,12 @@ async def running(
 
 
 async def take(pool: Pool, catalog: str = "a", url: str = "http://proxy/") -> Child:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return await pool.take(catalog_path=catalog, data_url=url)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0)
 
