@@ -83,15 +83,15 @@ def make_parts(settings: Settings) -> Parts:
     return made
 
 
-async def serve(parts: Parts, role: str = "ingest") -> AsyncIterator[Doors]:
-    """Run a server over the parts on free ports of loopback."""
+async def serve(parts: Parts, role: str = "ingest", answer_s: float = 1) -> AsyncIterator[Doors]:
+    """Run a server over the parts on free ports of loopback; at its end, calls under way get `answer_s`."""
     server = Server(
         build_api(parts, role=role),
         build_metrics(parts),
         bind="127.0.0.1",
         api_port=0,
         metrics_port=0,
-        answer_s=1,
+        answer_s=answer_s,
     )
     await server.start()
     try:
