@@ -35,9 +35,15 @@ CONNECTIONS_PER_PROCESS: Final = 8
 _SCRAM_ROUNDS: Final = 4096  # what Postgres itself takes; the passwords are 256 random bits
 
 _LAKES: Final = """
-SELECT lake, tenant, tenant_uid, data_url, migration FROM duckmesh.lake
- WHERE lake = $1 OR tenant = $2 OR starts_with(data_url, $3) OR starts_with($3, data_url)
+SELECT lake, tenant, tenant_uid, data_url, migration,
+       to_jsonb(l) ->> 'purge_started_at' IS NOT NULL AS purging, -- a catalog before migration 7 has no such columns
+       to_jsonb(l) ->> 'purged_at' IS NOT NULL AS purged
+  FROM duckmesh.lake AS l
 """
+_NEAR: Final = f"{_LAKES} WHERE lake = $1 OR tenant = $2 OR starts_with(data_url, $3) OR starts_with($3, data_url)"
+_RECORDS: Final = f"{_LAKES} WHERE tenant_uid = $1 OR lake = $2"
+_ADOPT: Final = "SELECT duckmesh.adopt_lake($1, $2, $3)"
+_FORGET: Final = "SELECT duckmesh.forget_lake($1, $2)"
 _SWEEP: Final = """
 SELECT * FROM duckmesh.sweep() -- a catalog that no migrate Job of this release has touched tells less
 """
@@ -52,6 +58,7 @@ SELECT format('CREATE ROLE %I LOGIN NOINHERIT NOCREATEDB NOCREATEROLE CONNECTION
 _PASSWORD: Final = "SELECT format('ALTER ROLE %I PASSWORD %L', $1::text, $2::text)"  # noqa: S105 - a statement
 _LIMIT: Final = "SELECT format('ALTER ROLE %I LOGIN CONNECTION LIMIT %s', $1::text, $2::int)"
 _SET: Final = "SELECT format('ALTER ROLE %I SET %I = %L', $1::text, $2::text, $3::text)"
+_DROP: Final = "SELECT format('DROP ROLE %I', $1::text)"
 _RETIRE: Final = "SELECT format('ALTER ROLE %I NOLOGIN', $1::text)"
 
 
@@ -84,6 +91,8 @@ class Lake:
         tenant_uid: Uid of the owner.
         data_url: Where its Parquet lies.
         migration: Newest migration it went through; 0 while it is made.
+        purging: Its removal was begun: files may be missing.
+        purged: Only this line and the logins are left.
     """
 
     lake: str
@@ -91,6 +100,8 @@ class Lake:
     tenant_uid: str
     data_url: str
     migration: int
+    purging: bool = False
+    purged: bool = False
 
 
 def writer(lake: str, processes: int) -> Login:
@@ -188,10 +199,54 @@ class Catalog:
         """
         async with self._control.use() as connection:
             try:
-                rows = await connection.fetch(_LAKES, lake, tenant, data_url)
+                rows = await connection.fetch(_NEAR, lake, tenant, data_url)
             except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
                 return []
         return [Lake(**dict(row)) for row in rows]
+
+    async def records(self, *, uid: str, lake: str) -> list[Lake]:
+        """The lake of an owner, and the one of this name, whoever has it.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us.
+        """
+        async with self._control.use() as connection:
+            try:
+                rows = await connection.fetch(_RECORDS, uid, lake)
+            except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+                return []
+        return [Lake(**dict(row)) for row in rows]
+
+    async def adopt_lake(self, lake: str, *, owner: str, heir: str) -> bool:
+        """Hand a lake from one uid to another; False when it is not the first one's any more, or the other has one.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us; or it is older than migration 7.
+        """
+        async with self._control.use() as connection:
+            return bool(await connection.fetchval(_ADOPT, lake, owner, heir))
+
+    async def forget_lake(self, lake: str, uid: str) -> None:
+        """Take the line of an owner's purged lake out of the registry; any other is left.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us.
+        """
+        async with self._control.use() as connection:
+            try:
+                await connection.execute(_FORGET, lake, uid)
+            except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
+                return  # no purge was there either
+
+    async def drop_logins(self, names: Sequence[str]) -> None:
+        """Drop roles that have no rights any more; those that are not there are fine.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us.
+        """
+        async with self._control.use() as connection:
+            for row in await connection.fetch(_LOGINS, list(names)):
+                await connection.execute(await connection.fetchval(_DROP, row["rolname"]))
 
     async def ensure_logins(self, logins: Sequence[Login]) -> None:
         """Make logins, or bring them to what they should be; writes nothing when they are.

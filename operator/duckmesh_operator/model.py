@@ -29,6 +29,7 @@ class Meta:
         generation: Counts changes of its spec.
         created: Creation time, RFC 3339.
         deleting: It has a deletion time.
+        recorded: Catalog schema of its lake as the catalog says; empty as long as it has not said so.
     """
 
     namespace: str
@@ -37,6 +38,7 @@ class Meta:
     generation: int = 1
     created: str = ""
     deleting: bool = False
+    recorded: str = ""
 
     @property
     def full_name(self) -> str:
@@ -45,8 +47,8 @@ class Meta:
 
     @property
     def lake(self) -> str:
-        """Catalog schema of a Tenant's lake."""
-        return lake_name(self.uid)
+        """Catalog schema of a Tenant's lake; one that was handed over keeps its first owner's."""
+        return self.recorded or lake_name(self.uid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,12 +73,14 @@ class StoreConfig:
         endpoint: Base URL of the S3 service; empty means AWS's own for the region.
         region: S3 region.
         secret_dir: Folder with `access-key-id` and `secret-access-key`.
+        secret: The same as a Secret in the operator's namespace; mounted into purge Jobs only.
         egress: Where it lies, for NetworkPolicies.
     """
 
     name: str
     bucket: str
     secret_dir: Path
+    secret: str = ""
     endpoint: str = ""
     region: str = "us-east-1"
     egress: Egress = Egress()
@@ -143,6 +145,7 @@ class Settings:
         deletion_protection: The cluster has the admission policy that `spec.deletionProtection` works by.
         sweep_s: Seconds between two looks at the lag of all lakes.
         resync_s: Seconds after which a Tenant is looked at again without an event.
+        deletion_timeout_s: Seconds after which a Tenant that is deleted goes whether or not its data could be removed.
         workers: Reconciles at a time.
         allowed_labels: Keys of `spec.labels` that reach pods.
         allowed_annotations: Keys of `spec.annotations` that reach pods.
@@ -166,6 +169,7 @@ class Settings:
     deletion_protection: bool = True
     sweep_s: float = 5.0
     resync_s: float = 300.0
+    deletion_timeout_s: float = 600.0
     workers: int = 10
     allowed_labels: tuple[str, ...] = ()
     allowed_annotations: tuple[str, ...] = ()
@@ -207,6 +211,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
         deletion_protection=values.flag("deletionProtection", True),
         sweep_s=values.number("sweepSeconds", 5, 0.1, 60),
         resync_s=values.number("resyncSeconds", 300, 5, 3600),
+        deletion_timeout_s=values.number("deletionTimeoutSeconds", 600, 1, 600),
         workers=int(values.number("workers", 10, 1, 100)),
         allowed_labels=values.texts("allowedLabels"),
         allowed_annotations=values.texts("allowedAnnotations"),
@@ -261,6 +266,7 @@ def _store(name: str, read: _Reader) -> StoreConfig:
         endpoint=endpoint,
         region=read.text("region", "us-east-1"),
         secret_dir=Path(read.text("secretDir")),
+        secret=read.text("secret", ""),
         egress=_egress(read),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from duckmesh_operator.catalog import Lake, Login
 from duckmesh_operator.errors import OperatorError
@@ -55,6 +56,40 @@ class FakeCatalog:
             or one.tenant == tenant
             or one.data_url.startswith(data_url)
             or data_url.startswith(one.data_url)
+        ]
+
+    async def records(self, *, uid: str, lake: str) -> list[Lake]:
+        self._fail()
+        return [one for one in self.registry if one.tenant_uid == uid or one.lake == lake]
+
+    async def adopt_lake(self, lake: str, *, owner: str, heir: str) -> bool:
+        self._fail()
+        found = [one for one in self.registry if (one.lake, one.tenant_uid) == (lake, owner)]
+        if not found or any(one.tenant_uid == heir for one in self.registry):
+            return False
+        self.registry.remove(found[0])
+        self.registry.append(replace(found[0], tenant_uid=heir))
+        return True
+
+    async def forget_lake(self, lake: str, uid: str) -> None:
+        self._fail()
+        self.registry = [
+            one
+            for one in self.registry
+            if not (one.purged and (one.lake, one.tenant_uid) == (lake, uid))
+        ]
+
+    async def drop_logins(self, names: Sequence[str]) -> None:
+        self._fail()
+        for name in names:
+            self.logins.pop(name, None)
+            self.retired.discard(name)
+
+    def purge(self, uid: str) -> None:
+        """Do what the purge Job does."""
+        self.registry = [
+            replace(one, purging=True, purged=True) if one.tenant_uid == uid else one
+            for one in self.registry
         ]
 
     async def ensure_logins(self, logins: Sequence[Login]) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from duckmesh_operator.errors import Invalid
-from duckmesh_operator.manifest import Manifest, digest, object_at
-from duckmesh_operator.model import Resources, Tenant
+from duckmesh_operator.manifest import Json, Manifest, digest, object_at, text_at
+from duckmesh_operator.model import Meta, Resources, Tenant
 from duckmesh_operator.names import ANNOTATION_DIGEST, TENANT, Kind, labels
 from duckmesh_operator.quantity import format_bytes, format_cpu, parse_bytes, parse_cpu
 from duckmesh_operator.settings import Caps, CatalogConfig, Profile, Settings, StoreConfig
@@ -42,7 +42,7 @@ class Context:
         profile: Its profile.
         images: Of its version.
         postgres_ports: TCP ports of the catalog.
-        operator_namespace: Where migrate Jobs run.
+        operator_namespace: Where migrate and purge Jobs run.
         ingest: Resources of the ingest container, within the caps.
         sandbox: Resources of the sandbox container, within the caps.
     """
@@ -121,6 +121,45 @@ def build_context(
         operator_namespace=settings.namespace,
         ingest=ingest,
         sandbox=sandbox,
+    )
+
+
+def build_bare_context(meta: Meta, obj: Json, settings: Settings) -> Context:
+    """What the Job that removes a Tenant's lake must know: where things are, whatever else its spec says.
+
+    Args:
+        meta: The Tenant's.
+        obj: The Tenant as the API server has it.
+        settings: The operator's configuration.
+
+    Raises:
+        Invalid: Lists every name that the configuration lacks.
+    """
+    bad: list[str] = []
+    tenant = Tenant(
+        meta=meta,
+        catalog=text_at(obj, "spec", "catalog", "name") or "default",
+        store=text_at(obj, "spec", "storage", "name") or "default",
+        prefix=text_at(obj, "spec", "storage", "prefix") or meta.full_name,
+    )
+    catalog, store = settings.catalogs.get(tenant.catalog), settings.stores.get(tenant.store)
+    if catalog is None:
+        bad.append(_unknown("spec.catalog.name", tenant.catalog, settings.catalogs))
+    if store is None:
+        bad.append(_unknown("spec.storage.name", tenant.store, settings.stores))
+    images = build_images(settings, "", bad)
+    if bad or catalog is None or store is None:
+        raise Invalid(bad)
+    return Context(
+        tenant=tenant,
+        catalog=catalog,
+        store=store,
+        profile=Profile(name=""),
+        images=images,
+        postgres_ports=catalog.egress.ports,
+        operator_namespace=settings.namespace,
+        ingest=Resources(),
+        sandbox=Resources(),
     )
 
 

@@ -1,4 +1,4 @@
-"""The migrate Job: makes or upgrades a Tenant's lake; runs in the operator's own namespace."""
+"""The Jobs that make or upgrade a Tenant's lake, or remove it; they run in the operator's own namespace."""
 
 from __future__ import annotations
 
@@ -9,30 +9,40 @@ from duckmesh_operator.names import (
     MIGRATION,
     labels,
     migrate_job,
+    purge_job,
 )
 from duckmesh_operator.specs.context import Context
-from duckmesh_operator.specs.pod import build_migrate_template
+from duckmesh_operator.specs.pod import build_migrate_template, build_purge_template
 
 
 def build_migrate_job(context: Context) -> Manifest:
-    """The Job that brings the lake to the current migration.
+    """The Job that brings the lake to the current migration."""
+    name = migrate_job(context.tenant.meta.lake, MIGRATION)
+    return _build_job(context, "migrate", name, build_migrate_template(context))
 
-    It has no owner: owners do not reach over namespaces. It removes itself ten minutes after its end.
-    """
+
+def build_purge_job(context: Context) -> Manifest:
+    """The Job that removes the lake for good."""
+    name = purge_job(context.tenant.meta.uid)
+    return _build_job(context, "purge", name, build_purge_template(context))
+
+
+def _build_job(context: Context, component: str, name: str, template: Manifest) -> Manifest:
+    """It has no owner: owners do not reach over namespaces. It removes itself ten minutes after its end."""
     meta = context.tenant.meta
     return {
         "apiVersion": JOB.api_version,
         "kind": JOB.kind,
         "metadata": {
-            "name": migrate_job(meta.lake, MIGRATION),
+            "name": name,
             "namespace": context.operator_namespace,
-            "labels": labels(meta.name, meta.uid, "migrate")
+            "labels": labels(meta.name, meta.uid, component)
             | {LABEL_TENANT_NAMESPACE: meta.namespace},
         },
         "spec": {
             "backoffLimit": 3,
             "activeDeadlineSeconds": 600,
             "ttlSecondsAfterFinished": 600,
-            "template": build_migrate_template(context),
+            "template": template,
         },
     }

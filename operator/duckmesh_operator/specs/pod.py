@@ -1,4 +1,4 @@
-"""Pod templates of the workers and of the migrate Job: restricted Pod Security, probes, drain, no credentials to spare.
+"""Pod templates of workers, migrate and purge Jobs: restricted Pod Security, probes, drain, no credentials to spare.
 
 A template is what rolls pods, so it holds nothing that changes by itself: no digests, no times, no replica counts.
 """
@@ -96,29 +96,50 @@ def query_drain_s(context: Context) -> int:
 
 
 def build_migrate_template(context: Context) -> Manifest:
-    """Template of the migrate Job: the only pod that ever sees the catalog's admin credential."""
+    """Template of the migrate Job; with the purge Job's the only pod that ever sees the catalog's admin credential."""
+    return _build_job_template(context, "migrate", _migrate_env(context), [])
+
+
+def build_purge_template(context: Context) -> Manifest:
+    """Template of the purge Job: beside the catalog's admin credential it has the store's key."""
+    env = [*_admin_env(context), *_secret_env("STORE")]
+    key = {
+        "secretName": context.store.secret,
+        "defaultMode": 0o440,
+        "items": [{"key": key, "path": key} for key in ("access-key-id", "secret-access-key")],
+    }
+    return _build_job_template(context, "purge", env, [{"name": "store", "secret": key}])
+
+
+def _build_job_template(
+    context: Context, name: str, env: list[Manifest], secrets: list[Manifest]
+) -> Manifest:
     usual = Resources(
         cpu_request=50, cpu_limit=1000, memory_request=128 * 2**20, memory_limit=512 * 2**20
-    )
-    container = _container(
-        context,
-        name="migrate",
-        image=context.images.runtime,
-        args=["migrate"],
-        env=_migrate_env(context),
-        resources=usual,
-        mounts=[_mount("admin", f"{SECRETS_DIR}/admin", read_only=True), _mount("tmp", "/tmp")],  # noqa: S108
     )
     admin = {
         "secretName": context.catalog.admin_secret,
         "defaultMode": 0o440,
         "items": [{"key": "admin-dsn", "path": "dsn"}],
     }
+    volumes: list[Manifest] = [{"name": "admin", "secret": admin}, *secrets]
+    container = _container(
+        context,
+        name=name,
+        image=context.images.runtime,
+        args=[name],
+        env=env,
+        resources=usual,
+        mounts=[
+            *_secret_mounts(tuple(str(volume["name"]) for volume in volumes)),
+            _mount("tmp", "/tmp"),  # noqa: S108
+        ],
+    )
     template = _template(
         context,
-        "migrate",
+        name,
         [container],
-        [{"name": "admin", "secret": admin}, _scratch("tmp", "1Gi")],
+        [*volumes, _scratch("tmp", "1Gi")],
         drain_s=DRAIN_S,
         placed=False,
     )
@@ -178,12 +199,18 @@ def _sandbox_env(context: Context) -> list[Manifest]:
     ]
 
 
-def _migrate_env(context: Context) -> list[Manifest]:
-    lake = context.tenant.meta.lake
+def _admin_env(context: Context) -> list[Manifest]:
     return [
         *_lake_env(context),
         _env("DUCKMESH_TENANT_UID", context.tenant.meta.uid),
         _env("DUCKMESH_ADMIN_DIR", f"{SECRETS_DIR}/admin"),
+    ]
+
+
+def _migrate_env(context: Context) -> list[Manifest]:
+    lake = context.tenant.meta.lake
+    return [
+        *_admin_env(context),
         _env("DUCKMESH_WRITER_LOGIN", f"{lake}_w"),
         _env("DUCKMESH_MAINTENANCE_LOGIN", f"{lake}_m"),
         _env("DUCKMESH_READER_LOGIN", f"{lake}_r"),
