@@ -1,4 +1,4 @@
-"""The command `duckmesh`: processes of a cluster (`serve`, `sandbox`, `migrate`), a laptop (`dev`), and the client.
+"""The command `duckmesh`: processes of a cluster (`serve`, `sandbox`, `migrate`, `purge`), a laptop (`dev`), and the client.
 
 Reads the environment once and hands settings down. Every body imports what it needs, so that `--help` and the client
 commands do not load an engine.
@@ -106,6 +106,18 @@ def migrate() -> None:
         settings = migrate_from_env(os.environ)
         _log("migrate", settings.tenant, "json", "info")
         sys.exit(run_migrate(settings))
+
+
+@main.command(epilog=examples("duckmesh purge"))
+def purge() -> None:
+    """Remove a lake, rows and files, for good; needs the catalog's admin credential and the store's key."""
+    from duckmesh_runtime.settings import purge_from_env
+    from duckmesh_runtime.wiring import run_purge
+
+    with _refusing_bad_settings():
+        settings = purge_from_env(os.environ)
+        _log("purge", settings.tenant, "json", "info")
+        sys.exit(run_purge(settings))
 
 
 @main.command(epilog=examples("duckmesh dev", "duckmesh dev --dir ./lake --port 0"))

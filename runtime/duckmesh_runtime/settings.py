@@ -307,6 +307,45 @@ def migrate_from_env(env: Mapping[str, str]) -> MigrateSettings:
     return settings
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurgeSettings:
+    """What the purge Job needs.
+
+    Attributes:
+        tenant: `namespace/name` of the owner.
+        tenant_uid: Its uid: nothing is touched unless the lake belongs to this very object.
+        lake: Catalog schema to remove.
+        store: Where the Parquet lies; must be what the catalog has recorded.
+        admin_dir: Folder with `dsn` of the catalog's admin credential.
+    """
+
+    tenant: str
+    tenant_uid: str
+    lake: str
+    store: StoreSettings
+    admin_dir: Path
+
+
+def purge_from_env(env: Mapping[str, str]) -> PurgeSettings:
+    """Read the settings of `purge`.
+
+    Raises:
+        SettingsError: Lists every missing or bad value.
+    """
+    read = _Reader(env)
+    settings = PurgeSettings(
+        tenant=read.text("DUCKMESH_TENANT"),
+        tenant_uid=read.text("DUCKMESH_TENANT_UID"),
+        lake=read.text("DUCKMESH_LAKE"),
+        store=_store(read),
+        admin_dir=Path(read.text("DUCKMESH_ADMIN_DIR")),
+    )
+    if not urlsplit(settings.store.url).path.strip("/"):
+        read.bad.append("DUCKMESH_DATA_URL: want a folder of the store, not all of it")
+    read.check()
+    return settings
+
+
 def _query_limits(read: _Reader) -> QueryLimits:
     return QueryLimits(
         concurrency=read.number("DUCKMESH_QUERY_CONCURRENCY", 4, 1, 256),

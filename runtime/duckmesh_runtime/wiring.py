@@ -18,7 +18,7 @@ from typing import Final
 
 from duckmesh_runtime.errors import DuckmeshError, SettingsError, Unavailable
 from duckmesh_runtime.roles import ingest_role, query_role
-from duckmesh_runtime.settings import MigrateSettings, Settings
+from duckmesh_runtime.settings import MigrateSettings, PurgeSettings, Settings
 from duckmesh_runtime.web.app import Server, build_api, build_metrics
 from duckmesh_runtime.web.auth import KeyRing
 from duckmesh_runtime.web.health import Health
@@ -73,6 +73,18 @@ def run_migrate(settings: MigrateSettings) -> int:
         asyncio.run(migrate(settings))
     except DuckmeshError as error:
         logger.error("migration failed", extra={"error_code": error.code, "problem": error.message})
+        return 1
+    return 0
+
+
+def run_purge(settings: PurgeSettings) -> int:
+    """Remove one lake for good; returns the exit code. Safe to repeat."""
+    from duckmesh_runtime.adapters.purge import purge
+
+    try:
+        asyncio.run(purge(settings))
+    except DuckmeshError as error:
+        logger.error("purge failed", extra={"error_code": error.code, "problem": error.message})
         return 1
     return 0
 

@@ -1,6 +1,6 @@
 """Make or renew one lake: the catalog's migrations, DuckLake's schema, the bus, rights, the registry entry.
 
-The only code that sees the catalog's admin credential; called by `duckmesh migrate` and `duckmesh dev`.
+With `purge` the only code that sees the catalog's admin credential; called by `duckmesh migrate` and `duckmesh dev`.
 Every step is its own transaction and finds out what is done: a run that was ended at any point is finished by the
 next, and a run on a finished lake changes nothing. Runs for several lakes of one database may overlap.
 """
@@ -30,7 +30,8 @@ _STATEMENT_TIMEOUT_MS: Final = 120_000
 _LOCK_TIMEOUT_MS: Final = 60_000
 _DUCKLAKE_TIMEOUT_S: Final = 120.0
 
-_DATABASE: Final = "duckmesh.migrate"
+#: Lock of what all lakes of a database share: its migrations, rights on common tables. With a name behind, of that lake.
+DATABASE: Final = "duckmesh.migrate"
 _OWNED: Final = "DM005"
 
 _HAS_MIGRATIONS: Final = "SELECT to_regclass('duckmesh.schema_migration') IS NOT NULL"
@@ -60,12 +61,12 @@ async def migrate(settings: MigrateSettings) -> None:
             lock_timeout_ms=_LOCK_TIMEOUT_MS,
         )
         try:
-            await _apply_migrations(connection)
-            async with _alone(connection, f"{_DATABASE} {settings.lake}"):
+            await apply_migrations(connection)
+            async with alone(connection, f"{DATABASE} {settings.lake}"):
                 await _register(connection, settings, 0)
                 await _make_lake(settings)
                 # Grants of two lakes meet on rows of the database and shared tables; Postgres refuses the later.
-                async with _alone(connection, _DATABASE):
+                async with alone(connection, DATABASE):
                     await _install(connection, settings)
                 await _register(connection, settings, MIGRATION)
         finally:
@@ -73,8 +74,13 @@ async def migrate(settings: MigrateSettings) -> None:
     logger.info("lake is up to date", extra={"lake": settings.lake, "migration": MIGRATION})
 
 
-async def _apply_migrations(connection: asyncpg.Connection) -> None:
-    async with _alone(connection, _DATABASE):
+async def apply_migrations(connection: asyncpg.Connection) -> None:
+    """Bring the catalog database to this release.
+
+    Raises:
+        Corrupt: A migration was edited after it was applied.
+    """
+    async with alone(connection, DATABASE):
         applied: dict[int, str] = {}
         if await connection.fetchval(_HAS_MIGRATIONS):
             applied = {row["number"]: row["checksum"] for row in await connection.fetch(_APPLIED)}
@@ -165,7 +171,7 @@ async def _install(connection: asyncpg.Connection, settings: MigrateSettings) ->
 
 
 @asynccontextmanager
-async def _alone(connection: asyncpg.Connection, what: str) -> AsyncIterator[None]:
+async def alone(connection: asyncpg.Connection, what: str) -> AsyncIterator[None]:
     """Hold an advisory lock of this database; it goes with the connection if the process ends."""
     await connection.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", what)
     try:

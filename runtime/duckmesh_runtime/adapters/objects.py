@@ -17,6 +17,9 @@ from duckmesh_runtime.errors import Corrupt, Unavailable
 from duckmesh_runtime.settings import StoreSettings, read_secret
 
 _TIMEOUT: Final = timedelta(seconds=10)
+_BATCH: Final = 500
+"""Objects that are removed at once; S3 takes 1,000."""
+
 _MISSING: Final = "a file of the snapshot is missing in the store: restore it, or a backup"
 
 
@@ -53,6 +56,20 @@ class StoreObjects:
         with suppress(Corrupt), self._errors():
             await obstore.delete_async(self._store, path)
 
+    async def remove_all(self) -> int:
+        """Remove everything in the lake's folder; returns how many objects that were.
+
+        Raises:
+            Corrupt: DATA_FILE_MISSING, there is no such bucket.
+            Unavailable: STORAGE_UNAVAILABLE.
+        """
+        removed = 0
+        with self._errors():
+            while paths := await _first_paths(self._store):
+                await obstore.delete_async(self._store, paths)
+                removed += len(paths)
+        return removed
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
@@ -66,6 +83,12 @@ class StoreObjects:
                 "the object store does not answer: repeat the request",
                 retry_after_s=1,
             ) from error
+
+
+async def _first_paths(store: S3Store | LocalStore) -> list[str]:
+    async for batch in obstore.list(store, chunk_size=_BATCH):
+        return [each["path"] for each in batch]
+    return []
 
 
 def _open(settings: StoreSettings) -> S3Store | LocalStore:
