@@ -24,8 +24,8 @@ from duckmesh_operator.specs.secret import (
     hash_key,
 )
 from duckmesh_operator.specs.tables import build_tables, tables_digest
+from duckmesh_runtime import roles, wiring
 from duckmesh_runtime import settings as runtime
-from duckmesh_runtime import wiring
 from duckmesh_runtime.domain.declared import parse_declaration
 from duckmesh_runtime.domain.schema import parse_table
 from duckmesh_runtime.web import auth
@@ -126,7 +126,9 @@ def test_ingest_reads_everything_the_spec_says(context: Context, tmp_path: Path)
     assert settings.api_port == names.API_PORT
     assert settings.metrics_port == names.METRICS_PORT
     grace = template["spec"]["terminationGracePeriodSeconds"]  # type: ignore[index]
-    assert grace > settings.drain_s + 2
+    # aiohttp gives requests their time once, and once more after it has told them to end.
+    parts = 2 * wiring._INGEST_ANSWER_PART + roles._HAND_OVER_PART
+    assert grace > pod.PRE_STOP_S + settings.drain_s * parts + roles._CLOSE_S
 
 
 def test_without_a_word_in_the_spec_both_sides_keep_the_same_snapshots(tmp_path: Path) -> None:

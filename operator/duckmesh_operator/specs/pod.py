@@ -27,8 +27,8 @@ QUERY_ANSWER_PART: Final = 0.9
 QUERY_DRAIN_MAX_S: Final = 300
 #: kube-proxy drops an ending pod a moment after SIGTERM; until then it still gets connections.
 PRE_STOP_S: Final = 2
-#: Seconds between the end of the drain and the kill: closing connections, writing the last log lines.
-MARGIN_S: Final = 8
+#: Seconds between the end of the drain and the kill: requests that do not end when told to, closing connections.
+MARGIN_S: Final = 12
 #: Disk of /tmp; a container past it is evicted instead of filling the node.
 TMP_BYTES: Final = "4Gi"
 

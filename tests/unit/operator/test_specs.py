@@ -246,7 +246,7 @@ def test_an_ingest_template_in_full() -> None:
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": 30,
+            "terminationGracePeriodSeconds": 34,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": 10001,
@@ -374,7 +374,7 @@ def test_a_query_may_end_before_its_pod_does(timeout: str, drain_s: int) -> None
         make_context({"query": {"limits": {"timeout": timeout}}, "snapshots": {"keepFor": "48h"}})
     )["spec"]
 
-    assert spec["terminationGracePeriodSeconds"] == 2 + drain_s + 8
+    assert spec["terminationGracePeriodSeconds"] == 2 + drain_s + 12
     env = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
     assert env["DUCKMESH_DRAIN_S"] == str(drain_s)
 
