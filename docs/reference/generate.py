@@ -1,10 +1,11 @@
-"""Write the pages beside this file: resources.md from crds/, metrics.md and errors.md from the code.
+"""Write the pages beside this file: resources.md from crds/; metrics.md, errors.md and conditions.md from the code.
 
 `make manifests` runs it, tests/contract compares.
 """  # noqa: INP001 - a script
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from duckmesh_operator import conditions, events
 from duckmesh_operator import metrics as operator_metrics
 from duckmesh_runtime import metrics as runtime_metrics
 from duckmesh_runtime.errors import CATALOGUE
@@ -56,7 +58,63 @@ The list is closed: an answer of the API that is no success has one of these cod
 |---|---|---|---|---|
 """
 
+CONDITIONS = """\
+# Conditions and Events
+
+Generated from the code by `make manifests`.
+The reasons are API: a program may act on one, and none is renamed. Messages are for people and may get better.
+Every condition carries the generation of the resource that it is about.
+Wait for one with `kubectl wait --for=condition=Ready tenant/NAME`, or for the other state with `--for=condition=Fresh=False`.
+"""
+PROBLEMS = """
+## Problems
+
+What can keep a resource from its goal. Where a message below reads *problem*, it is that of one of these, and names what it is
+about.
+
+| reason | meaning |
+|---|---|
+"""
+EVENTS = """
+## Events
+
+Each is told when it happens, the same reason for the same object at most once in five minutes.
+An Event may be lost; what is so stands in the conditions.
+
+| reason | type | meaning |
+|---|---|---|
+"""
+
 Node = dict[str, Any]
+_FACT, _EMPHASIS = re.compile(r"\{([a-z]+)\}"), r"*\1*"
+
+
+def build_conditions() -> str:
+    """The page of all conditions and Events."""
+    kinds = (
+        ("Tenant", conditions.CONDITIONS, conditions.MEANINGS),
+        ("Compactor", conditions.COMPACTOR_CONDITIONS, conditions.COMPACTOR_MEANINGS),
+    )
+    parts = [CONDITIONS]
+    for kind, table, meanings in kinds:
+        parts.append(f"\n## {kind}\n")
+        parts += [_condition(name, meanings[name], cases) for name, cases in table.items()]
+    parts.append(PROBLEMS)
+    parts += [f"| `{reason}` | {text} |\n" for reason, text in conditions.PROBLEMS.items()]
+    parts.append(EVENTS)
+    for reason, warning in events.REASONS.items():
+        kind = "Warning" if warning else "Normal"
+        parts.append(f"| `{reason}` | {kind} | {events.MEANINGS[reason]} |\n")
+    return "".join(parts)
+
+
+def _condition(name: str, meaning: str, cases: Mapping[str, conditions.Case]) -> str:
+    head = f"\n### {name}\n\n{meaning}\n\n| reason | status | message |\n|---|---|---|\n"
+    rows = [
+        f"| `{reason}` | {case.status} | {_FACT.sub(_EMPHASIS, case.message)} |\n"
+        for reason, case in cases.items()
+    ]
+    return head + "".join(rows)
 
 
 def build_errors() -> str:
@@ -188,5 +246,6 @@ if __name__ == "__main__":
         ("resources.md", build_reference()),
         ("metrics.md", build_metrics()),
         ("errors.md", build_errors()),
+        ("conditions.md", build_conditions()),
     ):
         (HERE / page).write_text(text, encoding="utf-8")

@@ -22,7 +22,15 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from duckmesh_operator.errors import Conflict, Forbidden, Invalid, OperatorError, Unavailable
+from duckmesh_operator.errors import (
+    Conflict,
+    Failing,
+    Forbidden,
+    Invalid,
+    OperatorError,
+    SecretMissing,
+    Unavailable,
+)
 from duckmesh_operator.lag import LagReport
 
 logger = logging.getLogger(__name__)
@@ -32,6 +40,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 STATEMENT_TIMEOUT_S: Final = 10.0
 #: A process opens four connections at most; those of one that died without a word linger until TCP notices.
 CONNECTIONS_PER_PROCESS: Final = 8
+#: SQLSTATE classes of connections, resources and operator intervention: shutting down, starting, full.
+_NOT_NOW: Final = ("08", "53", "57")
 _SCRAM_ROUNDS: Final = 4096  # what Postgres itself takes; the passwords are 256 random bits
 
 _LAKES: Final = """
@@ -165,12 +175,12 @@ class Catalog:
         """The operator's own libpq URI.
 
         Raises:
-            Unavailable: The Secret is not mounted.
+            SecretMissing: It is not mounted.
         """
         try:
             return (self._secret_dir / "control-dsn").read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise Unavailable(
+            raise SecretMissing(
                 "the catalog's Secret has no control-dsn, or it is not mounted"
             ) from error
 
@@ -179,7 +189,7 @@ class Catalog:
         """TCP ports of the database.
 
         Raises:
-            Unavailable: The Secret is not mounted or not a URI.
+            SecretMissing: It is not mounted or not a URI.
         """
         places = urlsplit(self.control_dsn).netloc.rpartition("@")[2].split(",")
         try:
@@ -189,7 +199,7 @@ class Catalog:
                 )
             )
         except ValueError as error:
-            raise Unavailable("the catalog's control-dsn is not a libpq URI") from error
+            raise SecretMissing("the catalog's control-dsn is not a libpq URI") from error
 
     async def lakes(self, *, lake: str, tenant: str, data_url: str) -> list[Lake]:
         """Registered lakes that matter to one Tenant: its own, those of its name, those whose data overlaps.
@@ -312,10 +322,12 @@ def error_of(error: BaseException) -> OperatorError:
         if state == "42501" or state.startswith("28"):
             return Forbidden(f"the catalog refuses the operator's login ({said})")
         if state == "3D000":
-            return Unavailable(f"the catalog's database does not exist ({said})")
+            return Failing(f"the catalog's database does not exist ({said})")
         if state.startswith(("40", "55")):
             return Conflict(f"the catalog is busy with the same thing ({said})")
-        return Unavailable(f"the catalog answers with an error ({said})")
+        if state.startswith(_NOT_NOW):
+            return Unavailable(f"the catalog does not take us now ({said})")
+        return Failing(f"the catalog answers with an error ({said})")
     if isinstance(error, asyncpg.InterfaceError | ValueError):
         return Unavailable(f"the catalog cannot be asked ({type(error).__name__})")
     return Unavailable(f"the catalog does not answer ({type(error).__name__})")
@@ -425,4 +437,7 @@ def _report(row: asyncpg.Record) -> LagReport:
         tables_ready=bool(row.get("tables_ready")),
         tables_problem=row.get("tables_problem") or "",
         dead_letters=row.get("dead_letters"),
+        store_state=row.get("store_state") or "",
+        store_since=row.get("store_since"),
+        store_at=row.get("store_at"),
     )

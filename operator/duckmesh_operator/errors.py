@@ -6,6 +6,8 @@
     +-- Conflict      someone else changed or holds it: read again
     +-- Forbidden     the API server or the database refuses our rights: a person must act; retried slowly
     +-- Unavailable   no answer, or "later": retry with back-off
+    |   +-- Failing        it answers, with an error
+    |   +-- SecretMissing  the platform's Secret is not mounted or lacks a value
     +-- Deaf          the watch is dead: end the process
     SettingsError     the operator's own configuration is wrong; lists every bad value
 
@@ -58,6 +60,14 @@ class Unavailable(OperatorError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Failing(Unavailable):
+    """The other side answers, with an error."""
+
+
+class SecretMissing(Unavailable):
+    """A Secret of the platform is not mounted into the operator, or lacks a value."""
 
 
 class Deaf(OperatorError):

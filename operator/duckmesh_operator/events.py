@@ -28,11 +28,35 @@ REASONS: Final[Mapping[str, bool]] = {
     "LagRecovered": False,
     "CatalogUnreachable": True,
     "CatalogReachable": False,
+    "StorageUnreachable": True,
+    "StorageReachable": False,
     "Suspended": False,
     "Resumed": False,
     "Stalled": True,
     "RolledOut": False,
     "DriftRepaired": True,
+    "DataHandedOver": False,
+    "DataKept": True,
+}
+#: What each tells; its message is that of the condition it is about.
+MEANINGS: Final[Mapping[str, str]] = {
+    "SpecInvalid": "SpecValid turned False: the spec cannot be carried out.",
+    "SpecAccepted": "SpecValid turned True again.",
+    "Ready": "Ready turned True.",
+    "NotReady": "Ready turned False, and nobody asked for that.",
+    "LagBreach": "Fresh turned False: lag is above the target for too long.",
+    "LagRecovered": "Fresh turned True again.",
+    "CatalogUnreachable": "CatalogReachable turned False; the message says why.",
+    "CatalogReachable": "CatalogReachable turned True again.",
+    "StorageUnreachable": "StorageReachable turned False; the message says why.",
+    "StorageReachable": "StorageReachable turned True again.",
+    "Suspended": "spec.suspend is carried out: the pods go.",
+    "Resumed": "spec.suspend was taken back: pods come.",
+    "Stalled": "Nothing goes on before a person acts.",
+    "RolledOut": "All workers run the newest template.",
+    "DriftRepaired": "Someone changed an object of the Tenant; it is as it should be again. The message names it.",
+    "DataHandedOver": "The Tenant took over the data of an earlier one of its name, as the platform team said.",
+    "DataKept": "A deletion could not remove the data in time: the Tenant goes, what is left of its data is kept.",
 }
 #: The same reason for the same object at most once in this time.
 QUIET_S: Final = 300.0
@@ -52,6 +76,10 @@ _TRANSITIONS: Final = {
     ("CatalogReachable", "True", "False"): "CatalogUnreachable",
     ("CatalogReachable", "Unknown", "False"): "CatalogUnreachable",
     ("CatalogReachable", "False", "True"): "CatalogReachable",
+    ("StorageReachable", "True", "False"): "StorageUnreachable",
+    ("StorageReachable", "Unknown", "False"): "StorageUnreachable",
+    ("StorageReachable", "False", "True"): "StorageReachable",
+    ("Progressing", "True", "False"): "RolledOut",
     ("Suspended", "False", "True"): "Suspended",
     ("Suspended", "True", "False"): "Resumed",
     ("Stalled", "", "True"): "Stalled",
@@ -75,13 +103,17 @@ class Creator(Protocol):
 
 def notes_of(previous: Json, status: Json) -> list[Note]:
     """What the step from one status to the next is worth telling. Pure."""
-    before = _states(previous)
+    before = {text_at(item, "type"): item for item in list_at(previous, "conditions")}
     notes = []
     for condition in list_at(status, "conditions"):
         kind, state = text_at(condition, "type"), text_at(condition, "status")
-        reason = _TRANSITIONS.get((kind, before.get(kind, ""), state))
+        was = before.get(kind, {})
+        reason = _TRANSITIONS.get((kind, text_at(was, "status"), state))
         if reason == "NotReady" and text_at(condition, "reason") == "Suspended":
             continue  # asked for, and told as Suspended
+        why = text_at(was, "reason"), text_at(condition, "reason")
+        if reason == "RolledOut" and why != ("RollingOut", "Settled"):
+            continue
         if reason is not None:
             notes.append(Note(reason=reason, message=text_at(condition, "message")))
     return notes
@@ -152,9 +184,3 @@ class Recorder:
             "reportingComponent": MANAGED_BY,
             "reportingInstance": self._instance,
         }
-
-
-def _states(status: Json) -> dict[str, str]:
-    return {
-        text_at(item, "type"): text_at(item, "status") for item in list_at(status, "conditions")
-    }

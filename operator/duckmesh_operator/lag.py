@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from duckmesh_operator.errors import Failing, Forbidden, OperatorError, SecretMissing
+
 #: Label and the lag in seconds up to which it is the nearest one; past the last it is ">1h".
 _BUCKETS: Final = (
     ("0s", 0.5),
@@ -31,6 +33,10 @@ DOWN_AFTER: Final = timedelta(seconds=10)
 REFRESH: Final = timedelta(seconds=60)
 #: A hand-over of the committer takes up to 5 s; past this time nobody is coming.
 HEADLESS_AFTER: Final = timedelta(seconds=20)
+#: A lake is unreadable when it is so for this long: someone who locks its tables for a moment says nothing.
+UNREADABLE_AFTER: Final = timedelta(seconds=20)
+#: The committer says each 20 s how the store is.
+STORE_REPORT_HOLDS: Final = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +64,10 @@ class LagReport:
         tables_ready: They are as declared.
         tables_problem: Why they are not.
         dead_letters: Inputs that the lake refused and that are kept; None where the catalog does not tell.
+        store_state: How the committer found the object store: `ok`, `unreachable`, `access_denied` or `bucket_missing`;
+            empty when none ever said it.
+        store_since: Since when it is so.
+        store_at: When that was said last.
     """
 
     lake: str
@@ -80,6 +90,9 @@ class LagReport:
     tables_ready: bool = False
     tables_problem: str = ""
     dead_letters: int | None = None
+    store_state: str = ""
+    store_since: datetime | None = None
+    store_at: datetime | None = None
 
     @property
     def lag_s(self) -> float:
@@ -111,6 +124,8 @@ class LagTrack:
         lower_since: Since when the lag is below the bucket shown.
         above_since: Since when the lag is above the target.
         headless_since: Since when there is no committer.
+        unreadable: The lake could not be read for a while.
+        unreadable_since: Since when it cannot.
     """
 
     report: LagReport
@@ -121,6 +136,16 @@ class LagTrack:
     lower_since: datetime | None = None
     above_since: datetime | None = None
     headless_since: datetime | None = None
+    unreadable: bool = False
+    unreadable_since: datetime | None = None
+
+    @property
+    def store_state(self) -> str:
+        """How the object store is; empty when nobody said so lately."""
+        report = self.report
+        if report.store_at is None or report.now - report.store_at > STORE_REPORT_HOLDS:
+            return ""
+        return report.store_state
 
     @property
     def committer(self) -> str:
@@ -134,7 +159,8 @@ class LagTrack:
             *(self.bucket, self.lag_class, self.snapshot_state),
             *(self.headless, self.committer, bool(self.report.error)),
             *(self.report.tables_digest, self.report.tables_ready, self.report.tables_problem),
-            bool(self.report.dead_letters),
+            *(bool(self.report.dead_letters), self.unreadable),
+            *(self.store_state, self.report.store_since if self.store_state else None),
         )
 
     @property
@@ -153,7 +179,15 @@ def step(track: LagTrack | None, report: LagReport, objective: Objective) -> Lag
     """The track after one more look."""
     before = track or LagTrack(report=report, bucket=bucket_of(report.lag_s))
     if report.error or report.token is None:
-        return replace(before, report=report, lag_class="unknown", snapshot_state="")
+        since = before.unreadable_since or report.now
+        return replace(
+            before,
+            report=report,
+            lag_class="unknown",
+            snapshot_state="",
+            unreadable_since=since,
+            unreadable=report.now - since >= UNREADABLE_AFTER,
+        )
     bucket, lower_since = _step_bucket(before, report)
     above_since = _above_since(before, report, objective)
     headless_since = None if report.committer_alive else before.headless_since or report.now
@@ -208,13 +242,22 @@ class CatalogHealth:
 
     Attributes:
         ok: It answered.
-        reason: CamelCase reason when it did not.
-        message: What is wrong and what to do.
+        reason: Reason of the condition CatalogReachable.
     """
 
     ok: bool
     reason: str = "Reachable"
-    message: str = "The catalog database answers."
+
+
+def catalog_health(error: OperatorError) -> CatalogHealth:
+    """What a failed look at a catalog says of it."""
+    reasons = {
+        Forbidden: "AccessDenied",
+        SecretMissing: "SecretMissing",
+        Failing: "CatalogError",
+    }
+    found = (reason for kind, reason in reasons.items() if isinstance(error, kind))
+    return CatalogHealth(ok=False, reason=next(found, "Unreachable"))
 
 
 @dataclass(slots=True, kw_only=True)

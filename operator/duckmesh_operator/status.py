@@ -1,8 +1,8 @@
 """The status of a Tenant or Compactor from what was observed. Pure; `reconcile` writes it when it differs.
 
-Conditions carry the generation they are about; a message says what to do next and holds nothing that changes by itself,
-so that a healthy Tenant's status is not written. Figures that move all the time (`_MOVING`) are written with the next
-change, or after `lag.REFRESH`.
+Conditions come from `conditions` and carry the generation they are about. Nothing in them changes by itself, so that a
+healthy Tenant's status is not written. Figures that move all the time (`_MOVING`) are written with the next change, or
+after `lag.REFRESH`.
 """
 
 from __future__ import annotations
@@ -12,64 +12,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from duckmesh_operator.conditions import (
+    FALSE,
+    PROBLEMS,
+    TRUE,
+    Condition,
+    say,
+    say_of_compactor,
+)
 from duckmesh_operator.lag import REFRESH, CatalogHealth, LagTrack
 from duckmesh_operator.manifest import Json, Manifest, list_at, number_at, object_at, text_at
 from duckmesh_operator.model import Compactor, Meta, Tenant
 
-#: Every reason of a condition: API, so none is renamed.
-REASONS: Final[Mapping[str, str]] = {
-    "Pending": "The operator has not come to it yet.",
-    "Valid": "The spec can be carried out.",
-    "DataRetained": "The spec is valid, but deletionPolicy Delete is not carried out by this version.",
-    "Invalid": "A field of the spec cannot be.",
-    "PrefixInUse": "Another Tenant's data lies in the storage prefix.",
-    "DataOwned": "The catalog keeps data of an earlier Tenant of the same name.",
-    "NameConflict": "An object with a name the Tenant needs belongs to someone else.",
-    "Reachable": "It answers.",
-    "Unreachable": "It does not answer.",
-    "AccessDenied": "It refuses the operator's rights.",
-    "CatalogError": "The catalog answers with an error.",
-    "LakeUnreadable": "The catalog answers, but this lake cannot be read.",
-    "NotReported": "Nobody reports it.",
-    "WithinTarget": "Lag is within the objective.",
-    "AboveTarget": "Lag is above the objective, not for long.",
-    "LagBreach": "Lag is above the objective for longer than sustainedFor.",
-    "Healthy": "The newest snapshot is good.",
-    "Stale": "Rows wait, and the newest snapshot is older than maxAge.",
-    "Missing": "There is no lake yet.",
-    "Current": "No more small files than queries take easily.",
-    "Behind": "More small files wait for a merge than queries take easily.",
-    "Disabled": "Merging is switched off in the spec.",
-    "Migrating": "A Job makes or upgrades the lake.",
-    "MigrationFailed": "The migrate Job failed.",
-    "Applying": "Objects or declared tables are being made or changed.",
-    "Waiting": "Objects with the Tenant's names are still being deleted.",
-    "RollingOut": "Workers are being replaced or scaled.",
-    "Stopping": "Workers are being stopped.",
-    "Settled": "Nothing is under way.",
-    "AllReady": "All workers are ready.",
-    "WorkersNotReady": "A worker is not ready.",
-    "RolloutStuck": "A worker did not become ready in five minutes.",
-    "NoCommitter": "No ingest pod commits rows to the lake.",
-    "Suspended": "The spec asks for no pods.",
-    "Active": "The spec asks for pods.",
-    "Paused": "The spec asks the operator to change nothing.",
-    "Managed": "The operator carries out changes.",
-    "Restricted": "Workers reach the catalog and the store only where they lie.",
-    "PortsOpenAnywhere": "Workers may use the ports of catalog and store towards any address.",
-    "Protected": "The API server refuses to delete the Tenant.",
-    "ProtectionUnavailable": "The cluster lacks the policy that deletionProtection works by.",
-    "Refused": "The API server refuses an object that the Tenant needs.",
-    "NotSupportedYet": "A Compactor: this version runs no maintenance Jobs.",
-    "Applied": "The tables are as declared.",
-    "Incompatible": "A declared table cannot be, or not without losing values.",
-    "LettersKept": "Input that the lake refused is kept until it is replayed or dropped.",
-    "NoLetters": "The lake refused no input that is still kept.",
-}
-
-TRUE: Final = "True"
-FALSE: Final = "False"
-UNKNOWN: Final = "Unknown"
 #: Small files of a whole lake past which queries suffer: this many times what starts a merge in one table. A guess.
 _SMALL_FILES_FACTOR: Final = 10
 #: A status is refreshed a little before the sweep's REFRESH, so that its reminder never comes too early.
@@ -83,14 +37,13 @@ _MOVING: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """One condition before it gets its times."""
-
-    kind: str
-    status: str
-    reason: str
-    message: str
+#: What the committer says of the store, and the reason it is.
+_STORE_REASONS: Final = {
+    "ok": "Reachable",
+    "unreachable": "Unreachable",
+    "access_denied": "AccessDenied",
+    "bucket_missing": "BucketMissing",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +81,7 @@ class Problem:
     """What keeps the Tenant from its goal and is not the spec's fault or not only.
 
     Attributes:
-        reason: CamelCase reason.
+        reason: One of `conditions.PROBLEMS`.
         message: What is so, and what to do.
         stalled: Nothing changes before a person acts.
     """
@@ -136,6 +89,10 @@ class Problem:
     reason: str
     message: str
     stalled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reason not in PROBLEMS:
+            raise ValueError(f"{self.reason} is not in conditions.PROBLEMS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +107,11 @@ class Situation:
         catalog: How the catalog answered.
         installed: The lake is there and at the current migration; None when the catalog does not tell.
         migration: State of the migrate Job: `absent`, `running` or `failed`.
+        deletion: Where its deletion is, a reason of Progressing or `DataKept`; empty while it is not deleted.
+        deletion_problem: What went wrong in it.
         workers: Ingest and query.
         problems: Conflicts, waits, refusals.
+        failure: What went wrong in this run so that not all of it was done; empty when nothing did.
         changed: Objects were written in this run.
         track: Lag; None when unknown.
         version: Version that the workers should run.
@@ -160,6 +120,7 @@ class Situation:
         protectable: The cluster has the policy that `spec.deletionProtection` works by.
         selector: Label selector of the query pods.
         tables_digest: What a report about the tables of the present spec carries.
+        store_key: The platform's Secret of the store has its key.
     """
 
     meta: Meta
@@ -169,8 +130,11 @@ class Situation:
     catalog: CatalogHealth | None = None
     installed: bool | None = None
     migration: str = "absent"
+    deletion: str = ""
+    deletion_problem: str = ""
     workers: Sequence[Worker] = ()
     problems: Sequence[Problem] = ()
+    failure: str = ""
     changed: bool = False
     track: LagTrack | None = None
     version: str = ""
@@ -179,6 +143,7 @@ class Situation:
     protectable: bool = True
     selector: str = ""
     tables_digest: str = ""
+    store_key: bool = True
 
 
 def build_status(s: Situation, now: datetime) -> Manifest:
@@ -205,31 +170,20 @@ def build_compactor_status(
     meta: Meta, compactor: Compactor | None, problem: Problem | None, previous: Json, now: datetime
 ) -> Manifest:
     """The status of a Compactor: what is wrong with its spec, and that nothing acts on it yet."""
+    tell = say_of_compactor
+    suspended = compactor is not None and compactor.suspend
+    rest = [
+        tell("CaughtUp", "NotSupportedYet"),
+        tell("LastRunSucceeded", "NotSupportedYet"),
+        tell("Suspended", "Suspended" if suspended else "Active"),
+        tell("Conflict", "NotSupportedYet"),
+    ]
     if compactor is None or problem is not None:
         found = problem or Problem(reason="Invalid", message="The spec cannot be read.")
-        ready = _make("Ready", FALSE, found.reason, found.message)
-        extra = [_make("Stalled", TRUE, found.reason, found.message)]
+        both = [tell(kind, found.reason, problem=found.message) for kind in ("Ready", "Stalled")]
+        conditions = [*both, *rest]
     else:
-        message = (
-            "The spec is valid, but this version of duckmesh runs no maintenance Jobs: nothing is merged, expired or "
-            "checked by this Compactor. Keep it for a later version, or delete it."
-        )
-        ready, extra = _make("Ready", FALSE, "NotSupportedYet", message), []
-    not_yet = "NotSupportedYet", "This version runs no maintenance Jobs."
-    suspended = compactor is not None and compactor.suspend
-    conditions = [
-        ready,
-        _make("CaughtUp", UNKNOWN, *not_yet),
-        _make("LastRunSucceeded", UNKNOWN, *not_yet),
-        _make(
-            "Suspended",
-            TRUE if suspended else FALSE,
-            "Suspended" if suspended else "Active",
-            f"spec.suspend is {'true' if suspended else 'false'}.",
-        ),
-        _make("Conflict", UNKNOWN, *not_yet),
-        *extra,
-    ]
+        conditions = [tell("Ready", "NotSupportedYet"), *rest]
     return {
         "observedGeneration": meta.generation,
         "conditions": stamp(conditions, previous, meta.generation, now),
@@ -238,6 +192,8 @@ def build_compactor_status(
 
 def phase(s: Situation) -> str:
     """One word for people."""
+    if s.deletion:
+        return "Deleting"
     if s.spec_problem is not None:
         return "Invalid"
     if s.tenant is None:
@@ -296,293 +252,195 @@ def _conditions(s: Situation) -> list[Condition]:
         _ready(s),
         _spec_valid(s),
         _catalog(s),
-        Condition(
-            kind="StorageReachable",
-            status=UNKNOWN,
-            reason="NotReported",
-            message="Workers do not report the object store to the operator; look at /v1/health of a worker.",
-        ),
+        _storage(s),
         _fresh(s),
         _snapshot_healthy(s),
         _compaction(s),
         progressing,
         _suspended(s),
         _paused(s),
-        _egress(s),
+        say("EgressRestricted", "Restricted" if s.egress_restricted else "PortsOpenAnywhere"),
         _dead_letters(s),
     ]
     if s.tenant is not None and s.tenant.tables:
         conditions.append(_tables(s))
     if s.tenant is not None and s.tenant.deletion_protection:
-        conditions.append(_protected(s))
+        reason = "Protected" if s.protectable else "ProtectionUnavailable"
+        conditions.append(say("DeletionProtected", reason))
     stalled = _stalled(s)
     if stalled is not None:
-        conditions.append(stalled)
+        conditions.append(say("Stalled", stalled.reason, problem=stalled.message))
     elif progressing.status == TRUE:
-        conditions.append(
-            Condition(
-                kind="Reconciling",
-                status=TRUE,
-                reason=progressing.reason,
-                message=progressing.message,
-            )
-        )
+        conditions.append(say("Reconciling", progressing.reason, problem=progressing.message))
     return conditions
 
 
 def _ready(s: Situation) -> Condition:
-    reason, message = _not_ready(s) or (
-        "AllReady",
-        "All workers are ready; send rows to status.endpoints.ingest.",
-    )
-    return Condition(
-        kind="Ready",
-        status=TRUE if reason == "AllReady" else FALSE,
-        reason=reason,
-        message=message,
-    )
-
-
-def _not_ready(s: Situation) -> tuple[str, str] | None:
+    kind = "Ready"
+    if s.deletion:
+        return say(kind, "Deleting")
     if s.tenant is None or s.spec_problem is not None:
         problem = s.spec_problem or Problem(reason="Invalid", message="The spec cannot be read.")
-        return problem.reason, f"{problem.message} Workers, if any, run on as they are."
+        return say(kind, problem.reason, problem=problem.message)
     if s.tenant.suspend:
-        return (
-            "Suspended",
-            "spec.suspend is true: there are no pods, the data is kept. Set it to false to resume.",
-        )
+        return say(kind, "Suspended")
     if s.problems:
-        return s.problems[0].reason, s.problems[0].message
-    if s.catalog is not None and not s.catalog.ok:
-        return s.catalog.reason, s.catalog.message
-    return _not_serving(s)
+        return say(kind, s.problems[0].reason, problem=s.problems[0].message)
+    catalog = _catalog(s)
+    if catalog.status == FALSE:
+        return say(kind, catalog.reason, problem=catalog.message)
+    return _serving(s)
 
 
-def _not_serving(s: Situation) -> tuple[str, str] | None:
+def _serving(s: Situation) -> Condition:
+    kind = "Ready"
     if s.installed is False:
-        return _migration(s)
+        return say(kind, _migration(s))
     missing = [worker for worker in s.workers if not worker.complete]
     if missing or not s.workers:
         stuck = any(worker.stuck for worker in s.workers)
         counts = ", ".join(f"{w.ready} of {w.wanted} {w.component} pods" for w in missing)
-        reason = "RolloutStuck" if stuck else "WorkersNotReady"
-        return (
-            reason,
-            f"Ready are {counts or 'no pods'}; look at their events with kubectl describe.",
-        )
+        return say(kind, "RolloutStuck" if stuck else "WorkersNotReady", counts=counts or "no pods")
     if s.track is not None and s.track.headless:
-        return "NoCommitter", "No ingest pod commits rows; look at the logs of the ingest pods."
-    return None
+        return say(kind, "NoCommitter")
+    return say(kind, "AllReady")
 
 
-def _migration(s: Situation) -> tuple[str, str]:
-    if s.migration == "failed":
-        return (
-            "MigrationFailed",
-            "The Job that makes the lake failed; its log is in the operator's namespace. It is tried again.",
-        )
-    return "Migrating", "A Job in the operator's namespace makes or upgrades the lake."
+def _migration(s: Situation) -> str:
+    return "MigrationFailed" if s.migration == "failed" else "Migrating"
 
 
 def _spec_valid(s: Situation) -> Condition:
+    kind = "SpecValid"
     if s.spec_problem is not None:
-        return _make("SpecValid", FALSE, s.spec_problem.reason, s.spec_problem.message)
-    if s.tenant is not None and s.tenant.deletion_policy == "Delete":
-        message = (
-            "This version does not remove data: when the Tenant is deleted, its catalog schemas and files are retained "
-            "as with deletionPolicy Retain. Remove them by hand."
-        )
-        return _make("SpecValid", TRUE, "DataRetained", message)
-    return _make("SpecValid", TRUE, "Valid", "The spec can be carried out.")
+        return say(kind, s.spec_problem.reason, problem=s.spec_problem.message)
+    return say(kind, "Valid")
 
 
 def _catalog(s: Situation) -> Condition:
+    kind = "CatalogReachable"
     if s.catalog is None:
-        return _make("CatalogReachable", UNKNOWN, "Pending", "The catalog was not asked yet.")
-    status = TRUE if s.catalog.ok else FALSE
-    return _make("CatalogReachable", status, s.catalog.reason, s.catalog.message)
+        return say(kind, "Pending")
+    if s.catalog.ok and s.track is not None and s.track.unreadable:
+        return say(kind, "LakeUnreadable")
+    return say(kind, s.catalog.reason, catalog=s.tenant.catalog if s.tenant else "")
+
+
+def _storage(s: Situation) -> Condition:
+    kind, report = "StorageReachable", s.track.report if s.track is not None else None
+    store = s.tenant.store if s.tenant is not None else ""
+    if not s.store_key:
+        return say(kind, "SecretMissing", store=store)
+    if s.tenant is not None and s.tenant.suspend:
+        return say(kind, "Suspended")
+    if s.installed is False:
+        return say(kind, "NoLake")
+    if report is None or s.track is None or not s.track.store_state:
+        return say(kind, "NotReported")
+    since = rfc3339(report.store_since) if report.store_since is not None else ""
+    return say(kind, _STORE_REASONS[s.track.store_state], store=store, since=since)
 
 
 def _fresh(s: Situation) -> Condition:
-    track = s.track
-    if track is None or track.lag_class == "unknown":
-        return _make("Fresh", UNKNOWN, *_unknown(s))
-    if track.lag_class == "breach":
-        message = (
-            "Lag is above spec.freshness.target for longer than sustainedFor; look at the committer's log and at "
-            "CatalogReachable, or raise ingest resources."
-        )
-        return _make("Fresh", FALSE, "LagBreach", message)
-    if track.lag_class == "warn":
-        return _make(
-            "Fresh", TRUE, "AboveTarget", "Lag is above spec.freshness.target, not yet for long."
-        )
-    return _make("Fresh", TRUE, "WithinTarget", "Lag is within spec.freshness.target.")
+    reasons = {"ok": "WithinTarget", "warn": "AboveTarget", "breach": "LagBreach"}
+    known = s.track is not None and s.track.lag_class in reasons
+    return say("Fresh", reasons[s.track.lag_class] if s.track and known else _unknown(s))
 
 
 def _snapshot_healthy(s: Situation) -> Condition:
     state = s.track.snapshot_state if s.track is not None else ""
-    if not state:
-        return _make("SnapshotHealthy", UNKNOWN, *_unknown(s))
-    if state == "Healthy":
-        return _make("SnapshotHealthy", TRUE, state, "The newest snapshot is good.")
-    if state == "Stale":
-        message = "Rows wait and the newest snapshot is older than spec.snapshots.maxAge; look at the committer's log."
-        return _make("SnapshotHealthy", FALSE, state, message)
-    return _make(
-        "SnapshotHealthy",
-        FALSE,
-        state,
-        "There is no lake yet; it is made before the workers start.",
-    )
+    return say("SnapshotHealthy", state or _unknown(s))
 
 
 def _compaction(s: Situation) -> Condition:
     kind = "CompactionCurrent"
     if s.tenant is not None and not s.tenant.compaction_enabled:
-        return _make(
-            kind,
-            UNKNOWN,
-            "Disabled",
-            "spec.compaction.enabled is false: small files are not watched.",
-        )
+        return say(kind, "Disabled")
     small = s.track.report.small_files if s.track is not None else None
     if s.tenant is None or small is None:
-        return _make(kind, UNKNOWN, *_unknown(s))
+        return say(kind, _unknown(s))
     limit = s.tenant.compaction_small_files * _SMALL_FILES_FACTOR
-    if small <= limit:
-        return _make(kind, TRUE, "Current", f"At most {limit} small files.")
-    message = f"More than {limit} small files; queries get slower with their number. Send rows in larger batches."
-    return _make(kind, FALSE, "Behind", message)
+    return say(kind, "Current" if small <= limit else "Behind", limit=limit)
 
 
 def _tables(s: Situation) -> Condition:
     kind, report = "TablesReady", s.track.report if s.track is not None else None
     if report is not None and report.tables_digest and report.tables_digest == s.tables_digest:
         if report.tables_ready:
-            return _make(kind, TRUE, "Applied", "The tables are as spec.tables declares them.")
-        message = f"{report.tables_problem}. Change spec.tables; all other tables are as declared."
-        return _make(kind, FALSE, "Incompatible", message)
+            return say(kind, "Applied")
+        return say(kind, "Incompatible", problem=report.tables_problem)
     if s.tenant is not None and s.tenant.paused:
-        return _make(kind, FALSE, "Paused", "spec.paused is true: what spec.tables says now waits.")
+        return say(kind, "Paused")
     if s.tenant is not None and s.tenant.suspend:
-        message = "spec.suspend is true: there is no pod that could make the tables."
-        return _make(kind, FALSE, "Suspended", message)
-    message = (
-        "The tables are being made or changed; a running pod sees a new spec.tables within two minutes. If it takes "
-        "longer, look at the log of the ingest pods."
-    )
-    return _make(kind, FALSE, "Applying", message)
+        return say(kind, "Suspended")
+    return say(kind, "Applying")
 
 
 def _dead_letters(s: Situation) -> Condition:
     kind, kept = "DeadLetters", s.track.report.dead_letters if s.track is not None else None
     if kept is None:
-        return _make(kind, UNKNOWN, *_unknown(s))
-    if not kept:
-        return _make(kind, FALSE, "NoLetters", "Nothing that was accepted is set aside.")
-    message = (
-        "The lake refused input that was accepted; it is kept. See why with `duckmesh dead-letters list` (GET "
-        "/v1/dead-letters), remove the cause, then replay or drop it."
-    )
-    return _make(kind, TRUE, "LettersKept", message)
+        return say(kind, _unknown(s))
+    return say(kind, "LettersKept" if kept else "NoLetters")
 
 
-def _unknown(s: Situation) -> tuple[str, str]:
+def _unknown(s: Situation) -> str:
     if s.installed is False:
-        return "NotReported", "There is no lake yet; it is made before the workers start."
+        return "NoLake"
     if s.track is not None and s.track.report.error:
-        return (
-            "LakeUnreadable",
-            "The catalog answers, but this lake's tables cannot be read; look at the operator's log.",
-        )
-    return "NotReported", "The lag of this lake is not known yet, or its catalog does not answer."
+        return "LakeUnreadable"
+    return "NotReported"
 
 
 def _progressing(s: Situation) -> Condition:
     kind = "Progressing"
+    if s.deletion == "DataKept":
+        return say(kind, "Settled")
+    if s.deletion:
+        return say(kind, s.deletion, problem=s.deletion_problem)
     if s.tenant is None or s.spec_problem is not None or s.tenant.paused:
-        return _make(kind, FALSE, "Settled", "Nothing is under way.")
+        return say(kind, "Settled")
     waits = [problem for problem in s.problems if not problem.stalled]
     if waits:
-        return _make(kind, TRUE, waits[0].reason, waits[0].message)
+        return say(kind, waits[0].reason, problem=waits[0].message)
+    if s.failure:
+        return say(kind, "Retrying", problem=s.failure)
     if s.installed is False and not s.tenant.suspend:
-        reason, message = _migration(s)
-        return _make(kind, FALSE if reason == "MigrationFailed" else TRUE, reason, message)
+        return say(kind, _migration(s))
     if s.tenant.suspend and _total(s, "pods"):
-        return _make(kind, TRUE, "Stopping", "Workers answer what they accepted and stop.")
+        return say(kind, "Stopping")
     if any(worker.stuck for worker in s.workers):
-        return _make(kind, FALSE, "RolloutStuck", _stuck(s))
+        return say(kind, "RolloutStuck", **_stuck(s))
     if any(not worker.settled for worker in s.workers):
-        return _make(kind, TRUE, "RollingOut", "Workers are being started, replaced or scaled.")
-    return _make(kind, FALSE, "Settled", "Nothing is under way.")
+        return say(kind, "RollingOut")
+    return say(kind, "Settled")
 
 
-def _stuck(s: Situation) -> str:
-    parts = " and ".join(worker.component for worker in s.workers if worker.stuck)
-    older = "; those of before serve on" if _total(s, "ready") else ""
+def _stuck(s: Situation) -> dict[str, str]:
     current = text_at(s.previous, "version", "current")
-    revert = f", or set spec.version back to {current}" if current not in ("", s.version) else ""
-    return f"New {parts} pods did not become ready in five minutes{older}. Look at their events with kubectl describe{revert}."
+    moved = current not in ("", s.version)
+    return {
+        "parts": " and ".join(worker.component for worker in s.workers if worker.stuck),
+        "older": "; those of before serve on" if _total(s, "ready") else "",
+        "revert": f", or set spec.version back to {current}" if moved else "",
+    }
 
 
-def _stalled(s: Situation) -> Condition | None:
+def _stalled(s: Situation) -> Problem | None:
+    if s.deletion:
+        kept = s.deletion == "DataKept"
+        return Problem(reason="DataKept", message=PROBLEMS["DataKept"]) if kept else None
     stops = [problem for problem in s.problems if problem.stalled]
-    problem = s.spec_problem or (stops[0] if stops else None)
-    return None if problem is None else _make("Stalled", TRUE, problem.reason, problem.message)
+    return s.spec_problem or (stops[0] if stops else None)
 
 
 def _suspended(s: Situation) -> Condition:
-    if s.tenant is not None and s.tenant.suspend:
-        return _make(
-            "Suspended", TRUE, "Suspended", "spec.suspend is true: no pods, the data is kept."
-        )
-    return _make("Suspended", FALSE, "Active", "spec.suspend is false.")
+    suspended = s.tenant is not None and s.tenant.suspend
+    return say("Suspended", "Suspended" if suspended else "Active")
 
 
 def _paused(s: Situation) -> Condition:
-    if s.tenant is not None and s.tenant.paused:
-        return _make(
-            "Paused",
-            TRUE,
-            "Paused",
-            "spec.paused is true: the operator reports and changes nothing.",
-        )
-    return _make("Paused", FALSE, "Managed", "spec.paused is false.")
-
-
-def _egress(s: Situation) -> Condition:
-    if s.egress_restricted:
-        return _make(
-            "EgressRestricted",
-            TRUE,
-            "Restricted",
-            "Workers reach catalog and store only where they lie.",
-        )
-    message = (
-        "The operator's configuration does not say where the catalog or the store lies, so workers may use their ports "
-        "towards any address; the platform team can set egress.cidrs or egress.peers."
-    )
-    return _make("EgressRestricted", FALSE, "PortsOpenAnywhere", message)
-
-
-def _protected(s: Situation) -> Condition:
-    kind = "DeletionProtected"
-    if s.protectable:
-        message = (
-            "The API server refuses to delete the Tenant while spec.deletionProtection is true."
-        )
-        return _make(kind, TRUE, "Protected", message)
-    message = (
-        "deletionProtection is unavailable: the cluster lacks duckmesh's admission policy, so the Tenant can be deleted. "
-        "Ask the platform team to install it (admissionPolicy of the chart)."
-    )
-    return _make(kind, FALSE, "ProtectionUnavailable", message)
-
-
-def _make(kind: str, status: str, reason: str, message: str) -> Condition:
-    return Condition(kind=kind, status=status, reason=reason, message=message)
+    paused = s.tenant is not None and s.tenant.paused
+    return say("Paused", "Paused" if paused else "Managed")
 
 
 def _pods(s: Situation) -> Manifest:

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, Protocol
 
 from duckmesh_operator import metrics
-from duckmesh_operator.errors import Forbidden, OperatorError
-from duckmesh_operator.lag import CatalogHealth, LagBoard, LagReport
+from duckmesh_operator.errors import OperatorError
+from duckmesh_operator.lag import CatalogHealth, LagBoard, LagReport, catalog_health
 from duckmesh_operator.names import logins
 
 logger = logging.getLogger(__name__)
@@ -147,16 +147,8 @@ class Sweeper:
         return not self._namespaces or tenant.partition("/")[0] in self._namespaces
 
     def _fail(self, name: str, error: OperatorError) -> None:
-        health = CatalogHealth(
-            ok=False,
-            reason="AccessDenied" if isinstance(error, Forbidden) else "Unreachable",
-            message=f"{_capital(str(error))}; it is asked again. If it stays, ask the platform team.",
-        )
+        health = catalog_health(error)
         if health != self._board.health(name, CatalogHealth(ok=True)):
             logger.warning("sweep failed", extra={"catalog": name, "error": str(error)})
         for tenant in self._board.fail(name, health):
             self._due(tenant)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

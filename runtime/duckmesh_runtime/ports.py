@@ -744,6 +744,31 @@ class ObjectStore(Protocol):
         ...
 
 
+class StoreState(StrEnum):
+    """How the object store takes what is asked of it; the words of `duckmesh.report_store`."""
+
+    OK = "ok"
+    UNREACHABLE = "unreachable"  # no answer in time, or one that says nothing
+    ACCESS_DENIED = "access_denied"  # it refuses the key
+    BUCKET_MISSING = "bucket_missing"
+
+
+class StoreProbe(Protocol):
+    """Whether the object store takes requests now; raises nothing."""
+
+    async def state(self, *, write: bool) -> StoreState:
+        """Read something and, if asked, write a small object and remove it."""
+        ...
+
+
+class StoreReporter(Protocol):
+    """Where the committer's process says how the object store is."""
+
+    async def report(self, state: StoreState) -> None:
+        """Replace the last report."""
+        ...
+
+
 class StagedObjects(ObjectStore, Protocol):
     """The same where staged files are taken back."""
 

@@ -31,6 +31,7 @@ from duckmesh_runtime.adapters.progress import PostgresProgress
 from duckmesh_runtime.adapters.sandbox_client import SandboxClient
 from duckmesh_runtime.adapters.snapshots import PostgresSnapshots
 from duckmesh_runtime.adapters.stage import DuckDBStager
+from duckmesh_runtime.adapters.store_report import PostgresStoreReporter
 from duckmesh_runtime.adapters.tables_report import PostgresTablesReporter
 from duckmesh_runtime.errors import Corrupt, SettingsError, Unavailable
 from duckmesh_runtime.ports import IngestBus, LakeMaintenance, LakeWriter, ObjectStore
@@ -44,6 +45,7 @@ from duckmesh_runtime.services.inlet import Inlet
 from duckmesh_runtime.services.query import QueryService
 from duckmesh_runtime.services.restore import RestoreService
 from duckmesh_runtime.services.snapshots import SnapshotService
+from duckmesh_runtime.services.store_watch import StoreWatch
 from duckmesh_runtime.services.tables import TableService
 from duckmesh_runtime.settings import QUERY_TIMEOUT_MAX_MS, Settings
 from duckmesh_runtime.web.forward import QueryForward
@@ -133,6 +135,13 @@ async def ingest_role(parts: Parts) -> AsyncIterator[None]:
             "storage": _storage_check(store),
             "committer": _committer_check(election),
         }
+        watch = StoreWatch(
+            store,
+            PostgresStoreReporter(pool, settings.lake),
+            active=lambda: committer.active,
+            failing=lambda: committer.backing_off,
+        )
+        await stack.enter_async_context(watch.running())
         async with _running(committer, nudger, settings.drain_s * _HAND_OVER_PART):
             yield
             await inlet.drain()

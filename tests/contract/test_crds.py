@@ -285,7 +285,7 @@ def test_scale_acts_on_query_pods() -> None:
         (
             "tenant",
             "Ready SpecValid CatalogReachable StorageReachable Fresh SnapshotHealthy"
-            " CompactionCurrent Progressing Suspended Paused DeadLetters",
+            " CompactionCurrent Progressing Suspended Paused EgressRestricted DeadLetters",
         ),
         ("compactor", "Ready CaughtUp LastRunSucceeded Suspended Conflict"),
     ],
@@ -327,6 +327,7 @@ def _paths(value: object, path: str) -> set[str]:
         ("resources.md", "build_reference"),
         ("metrics.md", "build_metrics"),
         ("errors.md", "build_errors"),
+        ("conditions.md", "build_conditions"),
     ],
 )
 def test_reference_pages_are_current(page: str, build: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from duckmesh_operator import status
+from duckmesh_operator.conditions import REASONS
 from duckmesh_operator.lag import LagReport, Objective, step
 from duckmesh_operator.model import Meta, parse_compactor, parse_tenant
 from tests.contract.structural import problems, schema, with_defaults
@@ -61,14 +62,14 @@ def test_reasons_fit_the_schema() -> None:
     conditions = schema("tenant")["properties"]["status"]["properties"]["conditions"]
     pattern = conditions["items"]["properties"]["reason"]["pattern"]
 
-    assert [reason for reason in status.REASONS if not re.search(pattern, reason)] == []
+    assert [reason for reason in REASONS if not re.search(pattern, reason)] == []
 
 
 def test_seeded_reasons_are_in_the_catalogue() -> None:
     for kind in ("tenant", "compactor"):
         seeds = schema(kind)["properties"]["status"]["default"]
         assert problems(schema(kind)["properties"]["status"], seeds, "status") == []
-        assert {seed["reason"] for seed in seeds["conditions"]} <= set(status.REASONS)
+        assert {seed["reason"] for seed in seeds["conditions"]} <= set(REASONS)
 
 
 def _meta() -> Meta:
@@ -112,7 +113,7 @@ def test_every_status_fits_the_schema_and_speaks_of_every_condition(situation: A
     assert problems(node, built, "status") == []
     assert seeded <= {condition["type"] for condition in built["conditions"]}
     for condition in built["conditions"]:
-        assert condition["reason"] in status.REASONS
+        assert condition["reason"] in REASONS
         assert condition["type"] in node["properties"]["conditions"]["description"]
 
 

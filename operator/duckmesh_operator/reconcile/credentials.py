@@ -1,5 +1,8 @@
 """Credentials of a Tenant: logins in the catalog, Secrets in its namespace. Made once; repaired where they are missing.
 
+A Secret follows what the platform rotates: the catalog's address, the store's key. A login's password is the operator's own:
+deleting the Secret makes a new one. Workers read their Secrets anew for each connection and lose none by it.
+
 The order makes every interruption harmless: a login gets its new password before the Secret that tells it, so a Secret
 that exists is right; the admin key is written before the hash that knows it.
 """
@@ -12,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from duckmesh_operator.catalog import Catalog, Login, maintenance, reader, writer
-from duckmesh_operator.errors import NotFound, Unavailable
+from duckmesh_operator.conditions import say
+from duckmesh_operator.errors import NotFound, SecretMissing
 from duckmesh_operator.kube import Api
 from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.model import Tenant
@@ -28,7 +32,10 @@ from duckmesh_operator.specs.secret import (
     read_password,
     read_secret,
 )
+from duckmesh_operator.status import Problem
 
+#: Names of the store's values, in the platform's Secret and in the Tenant's.
+STORE_KEY = ("access-key-id", "secret-access-key")
 #: Secrets in the order to write them: the admin key before the hash that knows it.
 PARTS = ("writer", "maintenance", "reader", "store", "admin-key", "auth")
 
@@ -49,7 +56,7 @@ class Credentials:
         """Bring logins and Secrets to what they should be; writes nothing when they are.
 
         Raises:
-            Unavailable, Forbidden: The catalog, the API server or the store's mounted Secret cannot be used.
+            Unavailable, Forbidden: The catalog or the API server cannot be used.
         """
         tenant = context.tenant
         live = await self._read(tenant)
@@ -60,14 +67,23 @@ class Credentials:
             found = [live[part] for part in taken]
             return await apply_children(self._api, tenant.meta, wanted, found)
         values = await self._logins(context, catalog, live)
-        values["store"] = read_store(context.store.secret_dir)
         values |= self._keys(live)
+        problems: list[Problem] = []
+        try:
+            values["store"] = read_store(context.store.secret_dir)
+        except SecretMissing:
+            # Workers that have a key keep it; StorageReachable tells it.
+            if "store" not in live:
+                message = say("StorageReachable", "SecretMissing", store=context.store.name).message
+                problems.append(Problem(reason="SecretMissing", message=message))
         wanted = [
             seal(build_secret(tenant, part, values[part])) for part in PARTS if part in values
         ]
         # A Secret that is as it should be has no wanted counterpart and must not look superfluous.
         found = [item for part, item in live.items() if part in values]
-        return await apply_children(self._api, tenant.meta, wanted, found)
+        outcome = await apply_children(self._api, tenant.meta, wanted, found)
+        outcome.problems += problems
+        return outcome
 
     async def _read(self, tenant: Tenant) -> dict[str, Manifest]:
         found: dict[str, Manifest] = {}
@@ -86,12 +102,14 @@ class Credentials:
         values: dict[str, dict[str, str]] = {}
         logins: list[Login] = []
         for part, login in _logins_of(context.tenant):
-            password = read_password(read_secret(live.get(part, {}), "dsn"))
+            known = read_secret(live.get(part, {}), "dsn")
+            password = read_password(known)
             fresh = not password
             password = password or self._token(32)
             logins.append(replace(login, password=password, renew=fresh))
-            if fresh:
-                values[part] = {"dsn": build_dsn(catalog.control_dsn, login.name, password)}
+            dsn = build_dsn(catalog.control_dsn, login.name, password)
+            if dsn != known:
+                values[part] = {"dsn": dsn}
         await catalog.ensure_logins(logins)
         return values
 
@@ -115,17 +133,26 @@ def read_store(folder: Path) -> dict[str, str]:
     """The store's credential as mounted into the operator.
 
     Raises:
-        Unavailable: The Secret is not mounted or lacks a value.
+        SecretMissing: The Secret is not mounted or lacks a value.
     """
     try:
-        return {
-            name: (folder / name).read_text(encoding="utf-8").strip()
-            for name in ("access-key-id", "secret-access-key")
-        }
-    except OSError as error:
-        raise Unavailable(
+        found = {name: (folder / name).read_text(encoding="utf-8").strip() for name in STORE_KEY}
+    except OSError:
+        found = {}
+    if not all(found.values()) or not found:
+        raise SecretMissing(
             "the store's Secret lacks access-key-id or secret-access-key, or is not mounted"
-        ) from error
+        )
+    return found
+
+
+def has_store_key(folder: Path) -> bool:
+    """Whether the store's credential is mounted."""
+    try:
+        read_store(folder)
+    except SecretMissing:
+        return False
+    return True
 
 
 def _logins_of(tenant: Tenant) -> tuple[tuple[str, Login], ...]:

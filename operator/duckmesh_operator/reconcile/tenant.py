@@ -15,10 +15,17 @@ from typing import Final
 
 from duckmesh_operator import log, metrics
 from duckmesh_operator.catalog import Catalog, Lake
-from duckmesh_operator.errors import Conflict, Forbidden, Invalid, NotFound, OperatorError
+from duckmesh_operator.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    OperatorError,
+    Unavailable,
+)
 from duckmesh_operator.events import Note, Recorder, notes_of
 from duckmesh_operator.kube import Api
-from duckmesh_operator.lag import CatalogHealth, LagBoard, Objective
+from duckmesh_operator.lag import CatalogHealth, LagBoard, Objective, catalog_health
 from duckmesh_operator.manifest import Manifest, object_at, text_at
 from duckmesh_operator.model import Meta, Tenant, parse_meta, parse_tenant
 from duckmesh_operator.names import (
@@ -32,7 +39,7 @@ from duckmesh_operator.names import (
 from duckmesh_operator.prefixes import Prefixes
 from duckmesh_operator.queue import Key
 from duckmesh_operator.reconcile.children import Outcome, apply_children, read_children, read_worker
-from duckmesh_operator.reconcile.credentials import Credentials
+from duckmesh_operator.reconcile.credentials import Credentials, has_store_key
 from duckmesh_operator.reconcile.migration import LOOK_S, migrate, read_migration
 from duckmesh_operator.reconcile.workers import COMPONENTS, build_desired, pinned_version
 from duckmesh_operator.settings import Settings
@@ -214,7 +221,7 @@ class TenantReconciler:
             return catalog.ports if catalog else ()
         except OperatorError as error:
             # Without the address nothing can be built, not even a NetworkPolicy: what runs stays as it is.
-            run.catalog = CatalogHealth(ok=False, reason="Unreachable", message=_advice(error))
+            run.catalog = catalog_health(error)
             raise
 
     async def _ask_catalog(self, run: _Run) -> None:
@@ -239,8 +246,7 @@ class TenantReconciler:
         return MIGRATION if context.images.version == self._settings.runtime_version else 1
 
     def _catalog_failed(self, run: _Run, error: OperatorError) -> None:
-        reason = "AccessDenied" if isinstance(error, Forbidden) else "Unreachable"
-        run.catalog = CatalogHealth(ok=False, reason=reason, message=_advice(error))
+        run.catalog = catalog_health(error)
         run.failure = error
 
     async def _look_only(self, run: _Run, context: Context) -> None:
@@ -316,6 +322,7 @@ class TenantReconciler:
             migration=run.migration,
             workers=_workers(run),
             problems=run.problems,
+            failure=_failure(run),
             track=self._board.track(run.meta.uid),
             version=context.images.version if context else "",
             endpoints={part: endpoint(tenant, part) for part in COMPONENTS} if tenant else {},
@@ -323,6 +330,7 @@ class TenantReconciler:
             protectable=self._settings.deletion_protection,
             selector=_selector(run.meta),
             tables_digest=tables_digest(run.tenant) if run.tenant else "",
+            store_key=has_store_key(context.store.secret_dir) if context else True,
         )
 
     def _health(self, run: _Run) -> CatalogHealth | None:
@@ -368,6 +376,12 @@ def _prefix_in_use(why: str) -> Problem:
         reason="PrefixInUse",
         message=f"spec.storage.prefix cannot be used: {why}. Make the Tenant again with another prefix.",
     )
+
+
+def _failure(run: _Run) -> str:
+    """What kept this run from its end and no other condition tells; who was only outrun tries again at once."""
+    told = run.catalog is not None and not run.catalog.ok
+    return str(run.failure) if isinstance(run.failure, Unavailable) and not told else ""
 
 
 def _repairs(run: _Run) -> list[Note]:

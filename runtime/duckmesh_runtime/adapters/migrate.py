@@ -153,7 +153,7 @@ async def _make_lake(settings: MigrateSettings) -> None:
 
 
 async def _install(connection: asyncpg.Connection, settings: MigrateSettings) -> None:
-    """Fence, bus, pins, restore and rights, in one transaction."""
+    """Fence, bus, pins, restore, reports and rights, in one transaction."""
     logins = (settings.writer, settings.maintenance, settings.reader)
     async with connection.transaction():
         await connection.execute(
@@ -167,6 +167,9 @@ async def _install(connection: asyncpg.Connection, settings: MigrateSettings) ->
         )
         await connection.execute(
             "SELECT duckmesh.install_restore($1, $2)", settings.lake, settings.writer
+        )
+        await connection.execute(
+            "SELECT duckmesh.install_reports($1, $2)", settings.lake, settings.writer
         )
 
 

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import (
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, S3Store
 
 from duckmesh_runtime.errors import Corrupt, Unavailable
+from duckmesh_runtime.ports import StoreState
 from duckmesh_runtime.settings import StoreSettings, read_secret
 
+T = TypeVar("T")
+Store = S3Store | LocalStore
+
 _TIMEOUT: Final = timedelta(seconds=10)
+_PROBE_S: Final = 5.0
+"""A store that takes longer for a few bytes is not well."""
+
 _BATCH: Final = 500
 """Objects that are removed at once; S3 takes 1,000."""
 
 _MISSING: Final = "a file of the snapshot is missing in the store: restore it, or a backup"
+_REFUSED: Final = (PermissionDeniedError, UnauthenticatedError)
+# What a crash leaves is no more than one small object, and orphaned files are cleaned up.
+_PROBE: Final = "probe-health.parquet"
+# S3's error code; a HEAD has no body to hold it.
+_NO_BUCKET: Final = "NoSuchBucket"
 
 
 class StoreObjects:
-    """`ports.ObjectStore` over S3 or a folder; credentials are read when it is made and again after a refusal."""
+    """`ports.ObjectStore` over S3 or a folder.
+
+    The key is read when it is made and again after a refusal: a request that only met a rotated key is asked once more.
+    """
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
-        self._store = _open(settings)
+        self._key = _read_key(settings)
+        self._store = _open(settings, self._key)
 
     async def size(self, path: str) -> int:
         """Size in bytes.
@@ -37,15 +59,15 @@ class StoreObjects:
             Corrupt: DATA_FILE_MISSING.
             Unavailable: STORAGE_UNAVAILABLE.
         """
-        with self._errors():
-            return int((await obstore.head_async(self._store, path))["size"])
+        found = await self._ask(lambda store: obstore.head_async(store, path))
+        return int(found["size"])
 
     async def read(self, path: str, start: int, length: int) -> bytes:
         """Bytes `start .. start+length`, shorter at the end; raises as `size`."""
-        with self._errors():
-            return bytes(
-                await obstore.get_range_async(self._store, path, start=start, length=length)
-            )
+        found = await self._ask(
+            lambda store: obstore.get_range_async(store, path, start=start, length=length)
+        )
+        return bytes(found)
 
     async def remove(self, path: str) -> None:
         """Remove a file that nothing names; one that is not there is fine.
@@ -53,8 +75,8 @@ class StoreObjects:
         Raises:
             Unavailable: STORAGE_UNAVAILABLE.
         """
-        with suppress(Corrupt), self._errors():
-            await obstore.delete_async(self._store, path)
+        with suppress(Corrupt):
+            await self._ask(lambda store: obstore.delete_async(store, path))
 
     async def remove_all(self) -> int:
         """Remove everything in the lake's folder; returns how many objects that were.
@@ -64,41 +86,81 @@ class StoreObjects:
             Unavailable: STORAGE_UNAVAILABLE.
         """
         removed = 0
-        with self._errors():
-            while paths := await _first_paths(self._store):
-                await obstore.delete_async(self._store, paths)
-                removed += len(paths)
+        while paths := await self._ask(_first_paths):
+            await self._ask(lambda store, paths=paths: obstore.delete_async(store, paths))  # type: ignore[misc]
+            removed += len(paths)
         return removed
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
+    async def state(self, *, write: bool) -> StoreState:
+        """See `StoreProbe.state`."""
+
+        async def look(store: Store) -> None:
+            try:
+                await obstore.get_async(store, _PROBE)
+            except (NotFoundError, FileNotFoundError) as error:
+                if _NO_BUCKET in str(error):
+                    raise
+            if write:
+                await obstore.put_async(store, _PROBE, b"")
+                await obstore.delete_async(store, _PROBE)
+
         try:
-            yield
+            async with asyncio.timeout(_PROBE_S):
+                await self._ask(look)
+        except Corrupt:
+            return StoreState.BUCKET_MISSING
+        except Unavailable as error:
+            refused = isinstance(error.__cause__, _REFUSED)
+            return StoreState.ACCESS_DENIED if refused else StoreState.UNREACHABLE
+        except TimeoutError:
+            return StoreState.UNREACHABLE
+        return StoreState.OK
+
+    async def _ask(self, call: Callable[[Store], Awaitable[T]]) -> T:
+        try:
+            try:
+                return await call(self._store)
+            except _REFUSED:
+                if not self._reopen():
+                    raise
+                return await call(self._store)
         except (NotFoundError, FileNotFoundError) as error:
             raise Corrupt("DATA_FILE_MISSING", _MISSING) from error
         except (BaseError, OSError) as error:
-            self._store = _open(self._settings)  # a rotated key shows as a refusal
+            self._reopen()
             raise Unavailable(
                 "STORAGE_UNAVAILABLE",
                 "the object store does not answer: repeat the request",
                 retry_after_s=1,
             ) from error
 
+    def _reopen(self) -> bool:
+        """Connect anew with the key as it is now; returns whether that is another one."""
+        before = self._key
+        with suppress(OSError):  # it is being replaced: the old one until the next time
+            self._key = _read_key(self._settings)
+        self._store = _open(self._settings, self._key)
+        return self._key != before
 
-async def _first_paths(store: S3Store | LocalStore) -> list[str]:
+
+async def _first_paths(store: Store) -> list[str]:
     async for batch in obstore.list(store, chunk_size=_BATCH):
         return [each["path"] for each in batch]
     return []
 
 
-def _open(settings: StoreSettings) -> S3Store | LocalStore:
+def _read_key(settings: StoreSettings) -> tuple[str, str] | None:
+    if settings.secret_dir is None:
+        return None
+    folder = settings.secret_dir
+    return read_secret(folder, "access-key-id"), read_secret(folder, "secret-access-key")
+
+
+def _open(settings: StoreSettings, key: tuple[str, str] | None) -> Store:
     url = urlsplit(settings.url)
     if url.scheme == "file":
         return LocalStore(Path(unquote(url.path)), mkdir=True)
-    key_id = secret = None
-    if settings.secret_dir is not None:
-        key_id = read_secret(settings.secret_dir, "access-key-id")
-        secret = read_secret(settings.secret_dir, "secret-access-key")
+    key_id, secret = key or (None, None)
     return S3Store(
         url.netloc,
         prefix=url.path.strip("/"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,12 @@ class S3Server:
         wait_until(self._answers, self._process, self.folder / "log", 60)
         wait_until(self._has_bucket, self._process, self.folder / "log", 60)
 
+    def change_key(self, *, access_key: str, secret_key: str) -> None:
+        """Take another key from now on, and refuse the one before."""
+        self.access_key, self.secret_key = access_key, secret_key
+        self._write_identities()
+        os.kill(self.pid, signal.SIGHUP)
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the server. Safe to repeat."""
         if self._process is not None:
@@ -98,15 +105,7 @@ class S3Server:
         self.stop()
 
     def _arguments(self) -> list[str]:
-        identities = self.folder / "identities.json"
-        credential = {"accessKey": self.access_key, "secretKey": self.secret_key}
-        identity = {
-            "name": "admin",
-            "credentials": [credential],
-            "actions": ["Admin", "Read", "Write", "List"],
-        }
-        identities.write_text(json.dumps({"identities": [identity]}))
-        identities.chmod(0o600)
+        identities = self._write_identities()
         return [
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
@@ -129,6 +128,18 @@ class S3Server:
             "-s3.port.lance=0",
             f"-s3.config={identities}",
         ]
+
+    def _write_identities(self) -> Path:
+        identities = self.folder / "identities.json"
+        credential = {"accessKey": self.access_key, "secretKey": self.secret_key}
+        identity = {
+            "name": "admin",
+            "credentials": [credential],
+            "actions": ["Admin", "Read", "Write", "List"],
+        }
+        identities.write_text(json.dumps({"identities": [identity]}))
+        identities.chmod(0o600)
+        return identities
 
     def _answers(self) -> bool:
         try:

@@ -169,7 +169,7 @@ def test_a_report_is_known_before_its_tenant_is() -> None:
 def test_a_catalog_that_falls_silent_makes_all_its_tenants_due_once() -> None:
     made = board()
     made.update("default", [report(0)])
-    silent = CatalogHealth(ok=False, reason="Unreachable", message="It does not answer.")
+    silent = CatalogHealth(ok=False, reason="Unreachable")
 
     assert made.fail("default", silent) == ["team/acme"]
     assert made.fail("default", silent) == []

@@ -13,7 +13,7 @@ from duckmesh_operator import canary as canaries
 from duckmesh_operator import metrics
 from duckmesh_operator.canary import Canary
 from duckmesh_operator.errors import Deaf, Forbidden, Unavailable
-from duckmesh_operator.events import QUIET_S, REASONS, Note, Recorder, notes_of
+from duckmesh_operator.events import MEANINGS, QUIET_S, REASONS, Note, Recorder, notes_of
 from duckmesh_operator.health import Health, watch_loop
 from duckmesh_operator.lag import LagBoard, Objective
 from duckmesh_operator.model import Meta, parse_meta
@@ -62,6 +62,15 @@ def conditions(**states: str) -> dict[str, Any]:
         ({"Fresh": "False"}, {"Fresh": "True"}, ["LagRecovered"]),
         ({}, {"Stalled": "True"}, ["Stalled"]),
         ({"SpecValid": "Unknown"}, {"SpecValid": "True"}, []),
+        ({"SpecValid": "True"}, {"SpecValid": "False"}, ["SpecInvalid"]),
+        ({"SpecValid": "False"}, {"SpecValid": "True"}, ["SpecAccepted"]),
+        ({"CatalogReachable": "True"}, {"CatalogReachable": "False"}, ["CatalogUnreachable"]),
+        ({"CatalogReachable": "False"}, {"CatalogReachable": "True"}, ["CatalogReachable"]),
+        ({"StorageReachable": "True"}, {"StorageReachable": "False"}, ["StorageUnreachable"]),
+        ({"StorageReachable": "Unknown"}, {"StorageReachable": "True"}, []),
+        ({"StorageReachable": "False"}, {"StorageReachable": "True"}, ["StorageReachable"]),
+        ({"Suspended": "False"}, {"Suspended": "True"}, ["Suspended"]),
+        ({"Suspended": "True"}, {"Suspended": "False"}, ["Resumed"]),
     ],
 )
 def test_transitions_are_told(
@@ -71,6 +80,25 @@ def test_transitions_are_told(
 
     assert [note.reason for note in notes] == reasons
     assert set(reasons) <= set(REASONS)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reasons"),
+    [
+        ("RollingOut", "Settled", ["RolledOut"]),
+        ("RollingOut", "RolloutStuck", []),
+        ("Migrating", "Settled", []),
+    ],
+)
+def test_the_end_of_a_rollout_is_told(before: str, after: str, reasons: list[str]) -> None:
+    was, now = conditions(Progressing="True"), conditions(Progressing="False")
+    was["conditions"][0]["reason"], now["conditions"][0]["reason"] = before, after
+
+    assert [note.reason for note in notes_of(was, now)] == reasons
+
+
+def test_every_reason_of_an_event_is_described() -> None:
+    assert set(MEANINGS) == set(REASONS)
 
 
 def test_a_suspension_is_told_once() -> None:
@@ -240,7 +268,7 @@ async def test_the_sweep_goes_on_until_it_is_cancelled() -> None:
     swept.catalog.sweep = sweep  # type: ignore[method-assign]
     await swept.sweeper.look()
     task = asyncio.create_task(swept.sweeper.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await seen.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -353,7 +381,7 @@ async def test_the_loops_lag_is_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(metrics, "loop_lagged", lambda _: seen.set())
 
     task = asyncio.create_task(watch_loop())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await seen.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

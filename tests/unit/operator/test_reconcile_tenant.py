@@ -606,7 +606,7 @@ async def test_lag_and_snapshot_reach_the_status(world: World) -> None:
 async def test_a_catalog_that_falls_silent_makes_lag_unknown(world: World) -> None:
     await test_lag_and_snapshot_reach_the_status(world)
 
-    silent = CatalogHealth(ok=False, reason="Unreachable", message="It does not answer.")
+    silent = CatalogHealth(ok=False, reason="Unreachable")
     world.board.fail("default", silent)
     await world.run()
 

@@ -5,10 +5,18 @@ from typing import Any
 
 import pytest
 
-from duckmesh_operator.lag import CatalogHealth, LagTrack, Objective, step
-from duckmesh_operator.model import parse_meta
-from duckmesh_operator.status import (
+from duckmesh_operator.conditions import (
+    COMPACTOR_CONDITIONS,
+    COMPACTOR_MEANINGS,
+    CONDITIONS,
+    MEANINGS,
+    PROBLEMS,
     REASONS,
+    say,
+)
+from duckmesh_operator.lag import CatalogHealth, LagTrack, Objective, step
+from duckmesh_operator.model import Compactor, parse_meta
+from duckmesh_operator.status import (
     Problem,
     Situation,
     Worker,
@@ -16,6 +24,7 @@ from duckmesh_operator.status import (
     build_status,
     same,
 )
+from tests.contract.structural import schema
 from tests.tenants import make_tenant, tenant_object
 from tests.unit.operator.test_lag import report
 
@@ -145,7 +154,7 @@ def test_a_healthy_tenant_has_a_whole_status() -> None:
             id="waiting",
         ),
         pytest.param(
-            {"catalog": CatalogHealth(ok=False, reason="Unreachable", message="m")},
+            {"catalog": CatalogHealth(ok=False, reason="Unreachable")},
             "Degraded",
             {"Ready": ("False", "Unreachable"), "CatalogReachable": ("False", "Unreachable")},
             id="catalog-silent",
@@ -244,8 +253,8 @@ def test_each_trouble_has_its_condition(
             {"deletionPolicy": "Delete"},
             {},
             "Ready",
-            {"SpecValid": ("True", "DataRetained")},
-            id="data-is-retained",
+            {"SpecValid": ("True", "Valid")},
+            id="data-goes-with-it",
         ),
         pytest.param(
             {"deletionProtection": True},
@@ -463,3 +472,182 @@ def test_a_compactor_says_that_nothing_acts_on_it() -> None:
     assert found["Ready"] == ("False", "Invalid")
     assert found["Stalled"] == ("True", "Invalid")
     assert status["observedGeneration"] == 2
+
+
+# -------------------------------------------------------------------- the object store
+
+
+def store(state: str, **more: Any) -> LagTrack:
+    """What the committer said at the start of the day, and one look at it 30 s later unless told otherwise."""
+    since = report(0).now
+    seen = {"store_state": state, "store_since": since, "store_at": since}
+    return track(report(more.pop("at", 30), **(seen | more)))
+
+
+@pytest.mark.parametrize(
+    ("track", "expected"),
+    [
+        pytest.param(store("ok"), ("True", "Reachable"), id="well"),
+        pytest.param(store("unreachable"), ("False", "Unreachable"), id="silent"),
+        pytest.param(store("access_denied"), ("False", "AccessDenied"), id="refused"),
+        pytest.param(store("bucket_missing"), ("False", "BucketMissing"), id="no-bucket"),
+        pytest.param(store("access_denied", at=61), ("Unknown", "NotReported"), id="old"),
+        pytest.param(track(report(0)), ("Unknown", "NotReported"), id="never-said"),
+        pytest.param(None, ("Unknown", "NotReported"), id="no-look"),
+    ],
+)
+def test_the_store_is_as_the_committer_said_last(
+    track: LagTrack | None, expected: tuple[str, str]
+) -> None:
+    assert conditions(situation(track=track))["StorageReachable"] == expected
+
+
+def test_a_silent_store_is_told_by_name_and_since_when_and_takes_no_readiness() -> None:
+    s = situation(track=store("unreachable"))
+
+    found: Any = {one["type"]: one for one in build_status(s, NOW)["conditions"]}  # type: ignore[attr-defined]
+
+    assert "Store default does not answer" in found["StorageReachable"]["message"]
+    assert "since 2026-01-01T00:00:00Z" in found["StorageReachable"]["message"]
+    assert found["Ready"]["status"] == "True"
+
+
+def test_a_report_of_the_store_repeated_is_no_news() -> None:
+    first = build_status(situation(track=store("ok")), NOW)
+    again = store("ok", at=55, store_at=report(50).now)
+
+    assert same(build_status(situation(previous=first, track=again), LATER), first)
+
+
+def test_a_missing_secret_of_the_store_goes_before_what_the_committer_says() -> None:
+    s = situation(track=store("ok"), store_key=False)
+
+    assert conditions(s)["StorageReachable"] == ("False", "SecretMissing")
+    assert conditions(s)["Ready"] == ("True", "AllReady")
+
+
+# -------------------------------------------------------------------- what is not as it should be for long
+
+
+def test_a_lake_that_stays_unreadable_is_the_catalog_s_trouble() -> None:
+    shortly = track(report(0), report(5, error="x"), report(24, error="x"))
+    for_long = track(report(0), report(5, error="x"), report(25, error="x"))
+    again = track(report(0), report(5, error="x"), report(25, error="x"), report(26))
+
+    assert conditions(situation(track=shortly))["CatalogReachable"] == ("True", "Reachable")
+    assert conditions(situation(track=for_long))["CatalogReachable"] == ("False", "LakeUnreadable")
+    assert conditions(situation(track=for_long))["Ready"] == ("False", "LakeUnreadable")
+    assert conditions(situation(track=again))["Ready"] == ("True", "AllReady")
+
+
+def test_a_run_that_did_not_get_through_is_not_taken_for_settled() -> None:
+    s = situation(failure="PATCH deployments: 503")
+
+    found: Any = {one["type"]: one for one in build_status(s, NOW)["conditions"]}  # type: ignore[attr-defined]
+
+    assert (found["Progressing"]["status"], found["Progressing"]["reason"]) == ("True", "Retrying")
+    assert "PATCH deployments: 503" in found["Progressing"]["message"]
+    assert found["Reconciling"]["status"] == "True"
+
+
+# -------------------------------------------------------------------- the catalogue
+
+
+def problem(reason: str, *, stalled: bool = False) -> Problem:
+    return Problem(reason=reason, message="m.", stalled=stalled)
+
+
+SILENT = ("Unreachable", "AccessDenied", "CatalogError", "SecretMissing")
+TABLES = {"tables": [{"name": "t"}]}
+UNREADABLE = track(report(0, error="x"), report(60, error="x"))
+#: One of each kind of trouble and of health.
+EVERYTHING = [
+    situation(),
+    situation(meta=parse_meta(tenant_object()), tenant=None),
+    *(situation(spec_problem=problem(one)) for one in ("Invalid", "PrefixInUse", "DataOwned")),
+    *(situation(problems=(problem(one, stalled=True),)) for one in ("NameConflict", "Refused")),
+    *(situation(problems=(problem(one),)) for one in ("AccessDenied", "SecretMissing", "Waiting")),
+    *(situation(catalog=CatalogHealth(ok=False, reason=one), track=None) for one in SILENT),
+    situation(catalog=None, track=None),
+    situation(track=UNREADABLE),
+    situation(failure="f"),
+    situation(installed=False, migration="running", workers=(), track=None),
+    situation(installed=False, migration="failed", workers=(), track=None),
+    situation(workers=(worker("ingest", 2, 1), worker("query", 1))),
+    situation(workers=(worker("ingest", 2, 1, stuck=True), worker("query", 1))),
+    situation(track=track(report(0, committer_alive=False), report(60, committer_alive=False))),
+    *(situation(track=store(one)) for one in ("ok", "unreachable", "access_denied")),
+    situation(track=store("bucket_missing")),
+    situation(store_key=False),
+    situation(track=track(report(0, 6))),
+    situation(track=track(report(0, 60))),
+    situation(track=track(report(9_999, 2))),
+    situation(track=track(report(0, snapshot_id=None))),
+    *(situation(track=track(report(0, small_files=n, dead_letters=n))) for n in (0, 999)),
+    situation({"compaction": {"enabled": False}}),
+    situation({"suspend": True, **TABLES}),
+    situation({"paused": True, **TABLES}),
+    *(
+        situation({"deletionPolicy": "Delete"}, deletion=one, deletion_problem="p")
+        for one in ("Stopping", "RemovingData", "RemovalFailed", "DataKept")
+    ),
+    *(situation({"deletionProtection": True}, protectable=one) for one in (True, False)),
+    situation(egress_restricted=False),
+    situation(TABLES),
+    *(
+        situation(
+            TABLES,
+            tables_digest="d",
+            track=track(report(0, tables_digest="d", tables_ready=one, tables_problem="p")),
+        )
+        for one in (True, False)
+    ),
+]
+
+
+def seeds(kind: str) -> set[tuple[str, str]]:
+    """What the schema writes before the operator comes."""
+    found: Any = schema(kind)["properties"]["status"]["default"]["conditions"]
+    return {(one["type"], one["reason"]) for one in found}
+
+
+def test_each_reason_of_the_catalogue_is_said_and_no_other() -> None:
+    said = {(kind, one) for s in EVERYTHING for kind, (_, one) in conditions(s).items()}
+    listed = {(kind, reason) for kind, cases in CONDITIONS.items() for reason in cases}
+
+    assert said | seeds("tenant") == listed
+
+
+def test_a_reason_has_one_status_and_its_message_an_end() -> None:
+    for s in EVERYTHING:
+        found: Any = build_status(s, NOW)["conditions"]
+        for one in found:
+            case = CONDITIONS[one["type"]][one["reason"]]
+            assert one["status"] == case.status
+            assert one["message"].endswith("."), one
+            assert "{" not in one["message"]
+
+
+def test_everything_is_described() -> None:
+    assert set(MEANINGS) == set(CONDITIONS)
+    assert set(COMPACTOR_MEANINGS) == set(COMPACTOR_CONDITIONS)
+    assert set(PROBLEMS) <= REASONS
+
+
+def test_what_is_not_in_the_catalogue_cannot_be_said() -> None:
+    with pytest.raises(KeyError):
+        say("Ready", "Sunny")
+    with pytest.raises(ValueError, match=r"Sunny is not in conditions\.PROBLEMS"):
+        problem("Sunny")
+
+
+def test_each_reason_of_a_compactor_is_said_and_no_other() -> None:
+    meta = parse_meta(tenant_object())
+    good = [Compactor(meta=meta, suspend=one) for one in (True, False)]
+    built: list[Any] = [build_compactor_status(meta, one, None, {}, NOW) for one in good]
+    built.append(build_compactor_status(meta, None, problem("Invalid"), {}, NOW))
+
+    said = {(one["type"], one["reason"]) for status in built for one in status["conditions"]}
+    listed = {(kind, reason) for kind, cases in COMPACTOR_CONDITIONS.items() for reason in cases}
+
+    assert said | seeds("compactor") == listed
