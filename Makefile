@@ -67,6 +67,10 @@ bench: setup ## Measure the figures of docs/benchmarks.md on this machine (ARGS=
 bench-cluster: setup ## Measure those that need Kubernetes (starts the demo's cluster)
 	$(BIN)/python -m tests.bench cluster
 
+.PHONY: fleet
+fleet: setup ## A thousand Tenants on a real API server: memory, processor, reaction (ARGS='--tenants 100')
+	$(BIN)/python -m tests.fleet $(ARGS)
+
 FUZZ ?= 50
 .PHONY: nightly
 nightly: setup ## Long runs: an hour of load, a loop of kills, property tests FUZZ times as long

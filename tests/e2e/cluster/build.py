@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.e2e.cluster.archive import image_config, write_archive, write_program_image
-from tests.e2e.cluster.cache import content_key, ensure, file_sha256, link, lock
+from tests.e2e.cluster.cache import content_key, ensure, file_sha256, link, lock, verify
 from tests.e2e.cluster.choose import (
     IMAGE_PACKAGES,
     KIND_TOOLS,
@@ -146,6 +146,17 @@ def build_native(settings: Settings) -> None:
         link(settings.bin / "kubenode", settings.bin / "kubectl")
         _ensure_pause(settings, toolchain)
         _ensure_dns(settings, toolchain)
+
+
+def build_control_plane(settings: Settings) -> Path:
+    """Make what an API server without nodes needs, and nothing else; returns the one program."""
+    install_packages({name: NODE_PACKAGES[name] for name in ("openssl", "gcc")})
+    toolchain = _toolchain()
+    made = settings.cache / "artefacts" / f"{NODE.name}-{program_key(NODE, toolchain)}"
+    if not verify(made, NODE.outputs):  # does not wait for someone who makes something else
+        with lock(settings.cache, "build"):
+            _ensure_program(settings, NODE, toolchain)
+    return made / NODE.outputs[0]
 
 
 def build_kind(settings: Settings) -> None:

@@ -115,11 +115,11 @@ def ensure_pki(settings: Settings) -> None:
         return
     folder = settings.state / "pki"
     folder.mkdir(parents=True, exist_ok=True)
-    _authority(folder, "ca", "duckmesh-cluster-ca")
-    _authority(folder, "front-ca", "duckmesh-front-proxy-ca")
+    make_authority(folder, "ca", "duckmesh-cluster-ca")
+    make_authority(folder, "front-ca", "duckmesh-front-proxy-ca")
     for certificate in certificates(settings):
-        _sign(folder, certificate)
-    _service_account_keys(folder)
+        sign(folder, certificate)
+    make_service_account_keys(folder)
     for key in folder.glob("*.key"):
         key.chmod(0o600)
     for name in reversed(CLIENTS):
@@ -136,7 +136,8 @@ def ensure_pki(settings: Settings) -> None:
         path.write_text(text)
 
 
-def _authority(folder: Path, name: str, common_name: str) -> None:
+def make_authority(folder: Path, name: str, common_name: str) -> None:
+    """Write `<name>.crt` and `<name>.key` of a signing authority into a folder."""
     extensions = [
         "basicConstraints=critical,CA:TRUE",
         "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
@@ -147,7 +148,8 @@ def _authority(folder: Path, name: str, common_name: str) -> None:
     run(["openssl", "req", "-x509", "-newkey", *_EC, *subject, *added, *files])
 
 
-def _sign(folder: Path, certificate: Certificate) -> None:
+def sign(folder: Path, certificate: Certificate) -> None:
+    """Write a certificate and its key into the folder of its authority."""
     request, extensions = folder / f"{certificate.name}.csr", folder / f"{certificate.name}.ext"
     extensions.write_text(certificate.extensions())
     key: list[str | Path] = ["-keyout", folder / f"{certificate.name}.key", "-out", request]
@@ -171,8 +173,8 @@ def _sign(folder: Path, certificate: Certificate) -> None:
     extensions.unlink()
 
 
-def _service_account_keys(folder: Path) -> None:
-    """RSA, because service account tokens are read by clients that know no other kind."""
+def make_service_account_keys(folder: Path) -> None:
+    """Write `sa.key` and `sa.pub`: RSA, because readers of service account tokens know no other kind."""
     private, public = folder / "sa.key", folder / "sa.pub"
     options = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]
     run(["openssl", "genpkey", *options, "-out", private])
