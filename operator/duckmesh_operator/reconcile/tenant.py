@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
 from duckmesh_operator import log, metrics
 from duckmesh_operator.catalog import Catalog, Lake
+from duckmesh_operator.conditions import PROBLEMS
 from duckmesh_operator.errors import (
     Conflict,
     Forbidden,
@@ -29,21 +31,25 @@ from duckmesh_operator.lag import CatalogHealth, LagBoard, Objective, catalog_he
 from duckmesh_operator.manifest import Manifest, object_at, text_at
 from duckmesh_operator.model import Meta, Tenant, parse_meta, parse_tenant
 from duckmesh_operator.names import (
+    CONFIG_MAP,
     LABEL_COMPONENT,
     LABEL_TENANT,
     LABEL_TENANT_UID,
     MIGRATION,
     TENANT,
+    adoption,
     pod_selector,
 )
 from duckmesh_operator.prefixes import Prefixes
 from duckmesh_operator.queue import Key
 from duckmesh_operator.reconcile.children import Outcome, apply_children, read_children, read_worker
-from duckmesh_operator.reconcile.credentials import Credentials, has_store_key
-from duckmesh_operator.reconcile.migration import LOOK_S, migrate, read_migration
+from duckmesh_operator.reconcile.credentials import Credentials, read_store
+from duckmesh_operator.reconcile.deletion import Deletion, is_guarded
+from duckmesh_operator.reconcile.jobs import LOOK_S, read_job, run_job
 from duckmesh_operator.reconcile.workers import COMPONENTS, build_desired, pinned_version
 from duckmesh_operator.settings import Settings
 from duckmesh_operator.specs.context import Context, build_context
+from duckmesh_operator.specs.job import build_migrate_job
 from duckmesh_operator.specs.networkpolicy import is_restricted
 from duckmesh_operator.specs.service import endpoint
 from duckmesh_operator.specs.tables import tables_digest
@@ -52,6 +58,10 @@ from duckmesh_operator.troubles import troubles_of
 
 logger = logging.getLogger(__name__)
 
+_ELSEWHERE: Final = (
+    " It lies in another place than spec.storage says: make the Tenant again with the spec.storage of the earlier "
+    "one first."
+)
 #: Seconds until the next look while an object of an earlier Tenant is being deleted.
 _WAIT_S: Final = 2.0
 
@@ -70,6 +80,8 @@ class _Run:
         catalog: How the catalog answered.
         installed: The lake is there; None when the catalog does not tell.
         migration: State of the migrate Job.
+        deletion: Where its deletion is; empty while it is not deleted.
+        deletion_problem: What went wrong in it.
         problems: What keeps the Tenant from its goal.
         repaired: Objects that others had changed.
         failure: What to tell the queue after the status is written.
@@ -85,10 +97,20 @@ class _Run:
     catalog: CatalogHealth | None = None
     installed: bool | None = None
     migration: str = "absent"
+    deletion: str = ""
+    deletion_problem: str = ""
     problems: list[Problem] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     failure: OperatorError | None = None
     again_s: float | None = None
+
+    def found_lake(self, lake: Lake) -> None:
+        """Name everything after the Tenant's lake as the catalog has it: one that was handed over has another's name."""
+        self.meta = replace(self.meta, recorded=lake.lake)
+        if self.tenant is not None:
+            self.tenant = replace(self.tenant, meta=self.meta)
+        if self.context is not None and self.tenant is not None:
+            self.context = replace(self.context, tenant=self.tenant)
 
 
 class TenantReconciler:
@@ -125,6 +147,7 @@ class TenantReconciler:
         self._recorder = recorder
         self._credentials = credentials
         self._now = now
+        self._deletion = Deletion(api=api, catalogs=catalogs, settings=settings, now=now)
         self.phases: dict[str, str] = {}
         self.troubles: dict[str, frozenset[tuple[str, str]]] = {}
 
@@ -142,7 +165,7 @@ class TenantReconciler:
         run = _Run(meta=parse_meta(obj), previous=object_at(obj, "status"))
         log.note(generation=run.meta.generation)
         if run.meta.deleting:
-            return None
+            return await self._delete(run, obj) if is_guarded(obj) else None
         await self._advance(run, obj)
         await self._report(run)
         if run.failure is not None:
@@ -151,9 +174,29 @@ class TenantReconciler:
             return run.again_s
         return self._settings.resync_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
 
+    async def _delete(self, run: _Run, obj: Manifest) -> float | None:
+        """Bring a deletion on. Returns the seconds after which to look again; None when the Tenant may go."""
+        step = await self._deletion.advance(obj)
+        if step is not None:
+            self._parse(run, obj)
+            run.live = await read_children(self._api, run.meta)
+            run.deletion, run.deletion_problem = step.reason, step.problem
+            await self._report(run)
+            if step.reason != "DataKept":
+                return step.again_s
+            note = Note(reason="DataKept", message=PROBLEMS["DataKept"])
+            await self._recorder.record(TENANT, run.meta, note)
+        # The status that was just written has made it another version of itself.
+        with suppress(NotFound):
+            await self._deletion.release(
+                await self._api.get(TENANT, run.meta.namespace, run.meta.name)
+            )
+        return None
+
     async def _advance(self, run: _Run, obj: Manifest) -> None:
         """All steps but the report; a failure ends them and is kept."""
         try:
+            await self._deletion.guard(obj)
             self._parse(run, obj)
             run.live = await read_children(self._api, run.meta)
             self._resolve(run)
@@ -237,9 +280,38 @@ class TenantReconciler:
             self._catalog_failed(run, error)
             return
         run.catalog = CatalogHealth(ok=True)
-        own = next((one for one in lakes if one.lake == run.meta.lake), None)
+        own = next((one for one in lakes if one.tenant_uid == run.meta.uid), None)
+        if own is None and (left := _left_behind(lakes, run.meta)) is not None:
+            own = await self._adopt(run, catalog, left, context)
+        if own is not None:
+            run.found_lake(own)
+            lakes = [one for one in lakes if one.lake != own.lake]
         run.installed = own is not None and own.migration >= self._needed(context)
-        run.spec_problem = run.spec_problem or _owned_by_others(lakes, run.meta, context)
+        run.spec_problem = run.spec_problem or _owned_by_others(lakes, own, run.meta, context)
+
+    async def _adopt(
+        self, run: _Run, catalog: Catalog, left: Lake, context: Context
+    ) -> Lake | None:
+        """Take over the lake of a Tenant before this one, where the platform says so; its word is used up then."""
+        where = self._settings.namespace, adoption(run.meta.namespace, run.meta.name)
+        try:
+            word = await self._api.get(CONFIG_MAP, *where)
+        except NotFound:
+            return None
+        if text_at(word, "data", "uid") != run.meta.uid or left.data_url != context.data_url:
+            return None
+        if run.tenant is None or run.tenant.paused:
+            return None
+        if not await catalog.adopt_lake(left.lake, owner=left.tenant_uid, heir=run.meta.uid):
+            return None
+        extra = {"tenant": run.meta.full_name, "lake": left.lake, "from_uid": left.tenant_uid}
+        logger.info("lake handed over", extra=extra)
+        note = Note(
+            reason="DataHandedOver", message="The Tenant has the data of the one before it."
+        )
+        await self._recorder.record(TENANT, run.meta, note)
+        await self._api.delete(CONFIG_MAP, *where, text_at(word, "metadata", "uid"))
+        return replace(left, tenant_uid=run.meta.uid)
 
     def _needed(self, context: Context) -> int:
         # Only the images of the configured version are known to bring a lake to our newest migration.
@@ -251,7 +323,7 @@ class TenantReconciler:
 
     async def _look_only(self, run: _Run, context: Context) -> None:
         if run.installed is False:
-            run.migration = await read_migration(self._api, context)
+            run.migration = await read_job(self._api, build_migrate_job(context))
 
     async def _provision(self, run: _Run, context: Context) -> None:
         """Logins, Secrets and the lake."""
@@ -264,7 +336,7 @@ class TenantReconciler:
             return
         self._take(run, outcome)
         if run.installed is False and not outcome.problems and not context.tenant.suspend:
-            run.migration = await migrate(self._api, context, self._now())
+            run.migration = await run_job(self._api, build_migrate_job(context), self._now())
             run.again_s = LOOK_S
 
     async def _apply(self, run: _Run, context: Context) -> None:
@@ -320,6 +392,8 @@ class TenantReconciler:
             catalog=self._health(run),
             installed=run.installed,
             migration=run.migration,
+            deletion=run.deletion,
+            deletion_problem=run.deletion_problem,
             workers=_workers(run),
             problems=run.problems,
             failure=_failure(run),
@@ -330,7 +404,7 @@ class TenantReconciler:
             protectable=self._settings.deletion_protection,
             selector=_selector(run.meta),
             tables_digest=tables_digest(run.tenant) if run.tenant else "",
-            store_key=has_store_key(context.store.secret_dir) if context else True,
+            store_key=bool(read_store(context.store.secret_dir)) if context else True,
         )
 
     def _health(self, run: _Run) -> CatalogHealth | None:
@@ -357,12 +431,27 @@ def _workers(run: _Run) -> list[Worker]:
     return [read_worker(run.live, run.meta, part, wanted[part]) for part in COMPONENTS]
 
 
-def _owned_by_others(lakes: list[Lake], meta: Meta, context: Context) -> Problem | None:
-    others = [one for one in lakes if one.tenant_uid != meta.uid]
-    if any(one.tenant == meta.full_name for one in others):
+def _left_behind(lakes: list[Lake], meta: Meta) -> Lake | None:
+    """What the catalog keeps of an earlier Tenant of the same namespace and name."""
+    return next((one for one in lakes if one.tenant == meta.full_name), None)
+
+
+def _owned_by_others(
+    others: list[Lake], own: Lake | None, meta: Meta, context: Context
+) -> Problem | None:
+    if own is not None and own.purging:
+        message = (
+            "Part of the data is removed already: a deletion of it was begun. Set spec.deletionPolicy to Delete and "
+            "delete the Tenant, which removes the rest; then make it again."
+        )
+        return Problem(reason="DataOwned", message=message)
+    left = _left_behind(others, meta)
+    if left is not None:
+        elsewhere = "" if left.data_url == context.data_url else _ELSEWHERE
         message = (
             "The catalog keeps data of an earlier Tenant of this namespace and name, which nobody may take over by "
-            "chance. Choose another name, or ask the platform team to hand the data over or remove it."
+            "chance. Choose another name, or ask the platform team to hand the data over: kubectl duckmesh adopt "
+            f"{meta.name} --namespace {meta.namespace}.{elsewhere}"
         )
         return Problem(reason="DataOwned", message=message)
     url = context.data_url
