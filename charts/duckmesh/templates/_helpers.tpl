@@ -90,6 +90,7 @@ stores:
 {{- range .Values.stores }}
   - name: {{ .name }}
     secretDir: /etc/duckmesh/stores/{{ .name }}
+    secret: {{ .secretName }}
     bucket: {{ .bucket }}
     region: {{ .region | default "us-east-1" }}
     {{- if and $.Values.devservices.enabled (eq .name "default") }}
