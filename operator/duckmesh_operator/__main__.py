@@ -36,8 +36,9 @@ from duckmesh_operator.names import COMPACTOR, TENANT
 from duckmesh_operator.prefixes import Prefixes
 from duckmesh_operator.queue import Key, Queue
 from duckmesh_operator.reconcile.compactor import CompactorReconciler
-from duckmesh_operator.reconcile.credentials import Credentials
+from duckmesh_operator.reconcile.credentials import STORE_KEY, Credentials
 from duckmesh_operator.reconcile.tenant import TenantReconciler
+from duckmesh_operator.rotation import SecretWatch
 from duckmesh_operator.settings import Settings, from_env
 from duckmesh_operator.sweep import Sweeper
 
@@ -98,6 +99,20 @@ class Operator:
             clock=clock,
         )
 
+        self._secrets = SecretWatch(
+            {
+                **{
+                    ("catalog", name): (found.secret_dir, ("control-dsn",))
+                    for name, found in settings.catalogs.items()
+                },
+                **{
+                    ("storage", name): (found.secret_dir, STORE_KEY)
+                    for name, found in settings.stores.items()
+                },
+            },
+            self._rotated,
+        )
+
     def alive(self) -> list[str]:
         """Problems that only a restart cures."""
         return ["the watch does not bring what was written"] if self._canary.deaf else []
@@ -127,6 +142,7 @@ class Operator:
                 group.create_task(self._queue.run())
                 group.create_task(self._sweeper.run())
                 group.create_task(self._canary.run())
+                group.create_task(self._secrets.run())
                 group.create_task(self._tell_when_watching(on_watching))
                 group.create_task(self._watch())
         finally:
@@ -170,6 +186,13 @@ class Operator:
         await self._watching.wait()
         on_watching()
         logger.info("watching", extra={"namespaces": self._settings.watch_namespaces or "all"})
+
+    async def _rotated(self, part: str, name: str) -> None:
+        """Queue the Tenants of a catalog or a store whose Secret was replaced."""
+        for obj in await self._list_tenants():
+            if (text_at(obj, "spec", part, "name") or "default") == name:
+                meta = parse_meta(obj)
+                self._queue.add(Key(TENANT.kind, meta.namespace, meta.name))
 
     async def _alive_uids(self) -> Collection[str]:
         return {text_at(obj, "metadata", "uid") for obj in await self._list_tenants()}

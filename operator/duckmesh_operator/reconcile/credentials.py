@@ -16,7 +16,7 @@ from pathlib import Path
 
 from duckmesh_operator.catalog import Catalog, Login, maintenance, reader, writer
 from duckmesh_operator.conditions import say
-from duckmesh_operator.errors import NotFound, SecretMissing
+from duckmesh_operator.errors import NotFound
 from duckmesh_operator.kube import Api
 from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.model import Tenant
@@ -69,13 +69,11 @@ class Credentials:
         values = await self._logins(context, catalog, live)
         values |= self._keys(live)
         problems: list[Problem] = []
-        try:
-            values["store"] = read_store(context.store.secret_dir)
-        except SecretMissing:
-            # Workers that have a key keep it; StorageReachable tells it.
-            if "store" not in live:
-                message = say("StorageReachable", "SecretMissing", store=context.store.name).message
-                problems.append(Problem(reason="SecretMissing", message=message))
+        if store := read_store(context.store.secret_dir):
+            values["store"] = store
+        elif "store" not in live:  # workers that have a key keep it; StorageReachable tells it
+            message = say("StorageReachable", "SecretMissing", store=context.store.name).message
+            problems.append(Problem(reason="SecretMissing", message=message))
         wanted = [
             seal(build_secret(tenant, part, values[part])) for part in PARTS if part in values
         ]
@@ -130,29 +128,12 @@ class Credentials:
 
 
 def read_store(folder: Path) -> dict[str, str]:
-    """The store's credential as mounted into the operator.
-
-    Raises:
-        SecretMissing: The Secret is not mounted or lacks a value.
-    """
+    """The store's credential as mounted into the operator; empty when it is not, or lacks a value."""
     try:
         found = {name: (folder / name).read_text(encoding="utf-8").strip() for name in STORE_KEY}
     except OSError:
-        found = {}
-    if not all(found.values()) or not found:
-        raise SecretMissing(
-            "the store's Secret lacks access-key-id or secret-access-key, or is not mounted"
-        )
-    return found
-
-
-def has_store_key(folder: Path) -> bool:
-    """Whether the store's credential is mounted."""
-    try:
-        read_store(folder)
-    except SecretMissing:
-        return False
-    return True
+        return {}
+    return found if all(found.values()) else {}
 
 
 def _logins_of(tenant: Tenant) -> tuple[tuple[str, Login], ...]:
