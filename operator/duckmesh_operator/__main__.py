@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final, NoReturn
 
 import kopf
@@ -39,6 +40,7 @@ from duckmesh_operator.reconcile.compactor import CompactorReconciler
 from duckmesh_operator.reconcile.credentials import STORE_KEY, Credentials
 from duckmesh_operator.reconcile.tenant import TenantReconciler
 from duckmesh_operator.rotation import SecretWatch
+from duckmesh_operator.release import release
 from duckmesh_operator.settings import Settings, from_env
 from duckmesh_operator.sweep import Sweeper
 
@@ -246,7 +248,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Settings come from the environment and from the YAML file that DUCKMESH_OPERATOR_CONFIG names.",
     )
     parser.add_argument("--version", action="version", version=version("duckmesh-operator"))
-    parser.parse_args(arguments)
+    commands = parser.add_subparsers(dest="command", metavar="[release]")
+    letting_go = commands.add_parser(
+        "release", help="before an uninstall: stop the operator, take its finalizers off all Tenants"
+    )
+    letting_go.add_argument("--deployment", required=True, help="the operator's")
+    letting_go.add_argument(
+        "--namespace", action="append", default=[], help="of Tenants; can be repeated; none: all"
+    )
+    given = parser.parse_args(arguments)
+    if given.command == "release":
+        return _release(given.deployment, given.namespace)
     try:
         settings = from_env(os.environ)
     except SettingsError as error:
@@ -258,6 +270,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OperatorError as error:
         logger.error("cannot start", extra={"error": str(error)})
         return 1
+
+
+def _release(deployment: str, served: Sequence[str]) -> int:
+    log.configure(log_format="json", level="info")
+    namespace = os.environ.get("DUCKMESH_OPERATOR_NAMESPACE", "")
+    kubeconfig = os.environ.get("KUBECONFIG", "").split(":")[0]
+    if not namespace:
+        print("DUCKMESH_OPERATOR_NAMESPACE: missing", file=sys.stderr)
+        return 2
+
+    async def run_release() -> None:
+        async with kube.connect(Path(kubeconfig) if kubeconfig else None) as api:
+            await release(api, namespace=namespace, deployment=deployment, served=served)
+
+    try:
+        asyncio.run(run_release())
+    except OperatorError as error:
+        logger.error("tenants not released", extra={"error": str(error)})
+        return 1
+    return 0
 
 
 def _tell_end(work: asyncio.Task[None]) -> int:
