@@ -18,6 +18,7 @@ from duckmesh_operator.names import (
     LABEL_COMPONENT,
     LABEL_MANAGED_BY,
     LABEL_TENANT,
+    LABEL_TENANT_NAMESPACE,
     MANAGED_BY,
     NETWORK_POLICY,
     TENANT,
@@ -65,7 +66,9 @@ def build_registry(
             if kind is NETWORK_POLICY and labels.get(LABEL_COMPONENT) == COMPONENT:
                 canary(body)
             elif tenant := labels.get(LABEL_TENANT):
-                add(Key(TENANT.kind, namespace or "", tenant))
+                # What is about a Tenant in the operator's own namespace says where that is.
+                where = labels.get(LABEL_TENANT_NAMESPACE) or namespace or ""
+                add(Key(TENANT.kind, where, tenant))
 
     for kind in (TENANT, COMPACTOR):
         watch_own(kind)
