@@ -10,7 +10,7 @@ from functools import partial
 
 import duckdb
 
-from duckmesh_runtime.adapters import duckdb_engine
+from duckmesh_runtime.extensions import extension_path
 from tests.bench.figures import Figure, cpu_used
 from tests.bench.mode import Mode
 from tests.bench.readers import LIMITS, Caller, calling, direct_reader, files_of, in_turn, query_pod
@@ -73,7 +73,7 @@ def _fill(lake: Lake, scale: float) -> dict[int, str]:
     writer = asyncio.run(lake_writer(lake))
     try:
         connection = writer.connection
-        connection.load_extension(duckdb_engine.extension_path("tpch"))
+        connection.load_extension(extension_path("tpch"))
         connection.execute("SET memory_limit = '2GiB'")
         connection.execute(f"CALL dbgen(sf = {scale})")
         for table in TABLES:

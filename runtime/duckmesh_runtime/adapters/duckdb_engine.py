@@ -1,6 +1,6 @@
 """DuckDB connections of trusted processes: how one is made, and how its blocking calls run beside asyncio.
 
-Only the signed extension wheels are loaded, by path; nothing is ever fetched. The sandbox has its own, stricter way.
+The sandbox has its own, stricter way.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Final, TypeVar
@@ -21,6 +19,7 @@ from uuid import uuid4
 import duckdb
 
 from duckmesh_runtime.domain import lakesql
+from duckmesh_runtime.extensions import connect as open_with
 from duckmesh_runtime.settings import StoreSettings, read_secret
 
 T = TypeVar("T")
@@ -31,17 +30,6 @@ TRUSTED: Final = ("postgres_scanner", "ducklake", "httpfs")
 _NO_FOLDER: Final = "/dev/null/none"
 _AFTER_INTERRUPT_S: Final = 2.0
 """An interrupted statement ends in milliseconds, unless it waits for a dead peer; then its thread is given up."""
-
-
-@cache
-def extension_path(name: str) -> str:
-    """File of the installed extension wheel `duckdb-extension-<name>`."""
-    spec = find_spec(f"duckdb_extension_{name}")
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError(f"the package duckdb-extension-{name.replace('_', '-')} is missing")
-    folder = Path(spec.submodule_search_locations[0]) / "extensions"
-    (file,) = folder.glob(f"v*/{name}.duckdb_extension")
-    return str(file)
 
 
 def connect(
@@ -59,11 +47,9 @@ def connect(
         memory_bytes: DuckDB's memory limit; data past it goes to its temporary files.
         database: A file, or memory.
     """
-    connection = duckdb.connect(
-        database,
-        config={
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
+    connection = open_with(
+        extensions,
+        {
             "threads": threads,
             "memory_limit": f"{memory_bytes // 2**20}MiB",
             # Made when data is spilled, and each instance's own: their files have the same names.
@@ -71,10 +57,9 @@ def connect(
             # A person's stored secrets are not ours. They cannot be forbidden: DuckLake asks for their storage.
             "secret_directory": _NO_FOLDER,
         },
+        database=database,
     )
     try:
-        for name in extensions:
-            connection.load_extension(extension_path(name))
         connection.execute("SET enable_progress_bar = false")
     except BaseException:
         connection.close()

@@ -42,10 +42,12 @@ class ChildSettings:
     Attributes:
         catalog_dir: Folder of frozen catalogs.
         memory_bytes: Memory of one slot.
+        checked: An earlier slot has checked the signatures of the extensions.
     """
 
     catalog_dir: Path
     memory_bytes: int
+    checked: bool = False
 
 
 class Child:
@@ -191,6 +193,7 @@ async def _spawn(fd: int, settings: ChildSettings) -> asyncio.subprocess.Process
         f"--parent={os.getpid()}",
         f"--catalog-dir={settings.catalog_dir}",
         f"--memory-bytes={settings.memory_bytes}",
+        *(["--checked"] if settings.checked else []),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

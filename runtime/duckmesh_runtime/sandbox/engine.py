@@ -12,7 +12,6 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ import pyarrow as pa
 from duckmesh_runtime.domain import sqlgate, sqlplace, wire
 from duckmesh_runtime.domain.lakesql import LAKE, quote_text
 from duckmesh_runtime.errors import Invalid, Unavailable
+from duckmesh_runtime.extensions import connect
 from duckmesh_runtime.sandbox import landlock
 from duckmesh_runtime.sandbox.failures import clean
 from duckmesh_runtime.sandbox.limits import CORES
@@ -90,14 +90,15 @@ class Engine:
     Args:
         catalog_dir: Folder of the frozen catalogs, absolute.
         gated: False only in tests, which show that the lock alone holds.
+        checked: An earlier slot has checked the signatures of the extensions.
     """
 
-    def __init__(self, *, catalog_dir: Path, gated: bool = True) -> None:
+    def __init__(self, *, catalog_dir: Path, gated: bool = True, checked: bool = False) -> None:
         self._catalog_dir = catalog_dir
         self._gated = gated
         self._locked = False
         self._attached: tuple[str, int | None] | None = None
-        self._root = _open()
+        self._root = _open(checked)
         self._kept_check = lru_cache(_KEPT_TEXTS)(self._checked_text)
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._next: duckdb.DuckDBPyConnection | None = None  # of the catalog that is attached
@@ -284,29 +285,9 @@ class Engine:
         ).read_all()
 
 
-def extension_path(name: str) -> str:
-    """File of the installed extension wheel `duckdb-extension-<name>`."""
-    spec = find_spec(f"duckdb_extension_{name}")
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError(f"the package duckdb-extension-{name} is missing")
-    (file,) = Path(spec.submodule_search_locations[0]).glob(
-        f"extensions/v*/{name}.duckdb_extension"
-    )
-    return str(file)
-
-
-def _open() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(
-        config={
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "threads": _threads(),
-            "errors_as_json": True,  # which say where in the statement
-        }
-    )
-    for name in EXTENSIONS:
-        connection.load_extension(extension_path(name))
-    return connection
+def _open(checked: bool) -> duckdb.DuckDBPyConnection:
+    # The errors say where in the statement.
+    return connect(EXTENSIONS, {"threads": _threads(), "errors_as_json": True}, checked=checked)
 
 
 def _python_code() -> set[Path]:

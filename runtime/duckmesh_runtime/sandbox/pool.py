@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from duckmesh_runtime.errors import Limited, Unavailable
@@ -188,6 +188,7 @@ class Pool:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
             pause_s = _FIRST_PAUSE_S
+            self._settings = replace(self._settings, checked=True)
             await self._live(child)
 
     async def _live(self, child: Child) -> None:

@@ -195,12 +195,17 @@ def main() -> int:
     options.add_argument("--parent", type=int, required=True, help="process id of the supervisor")
     options.add_argument("--catalog-dir", type=Path, required=True)
     options.add_argument("--memory-bytes", type=int, required=True)
+    options.add_argument("--checked", action="store_true", help="the extensions' signatures")
     options.add_argument("--ungated", action="store_true", help="tests of the lock only")
     arguments = options.parse_args()
     die_with_parent(arguments.parent)
     # Where it is installed, DuckDB imports it with the first parameter: 0.2 s and 30 MB that no statement needs.
     sys.modules["pandas"] = None  # type: ignore[assignment]  # what Python calls a module that cannot be imported
-    engine = Engine(catalog_dir=arguments.catalog_dir, gated=not arguments.ungated)
+    engine = Engine(
+        catalog_dir=arguments.catalog_dir,
+        gated=not arguments.ungated,
+        checked=arguments.checked,
+    )
     engine.bound(limit_process(arguments.memory_bytes))
     with socket.socket(fileno=arguments.socket) as channel:
         Slot(channel, engine).run()
