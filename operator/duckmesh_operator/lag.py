@@ -27,7 +27,7 @@ _BUCKETS: Final = (
     ("1h", 3600.0),
 )
 _LABELS: Final = (*(label for label, _ in _BUCKETS), ">1h")
-#: A lower bucket is shown only when it held this long, so that a value at a border writes nothing.
+#: The highest bucket of this time is shown, so that a value at a border writes nothing.
 DOWN_AFTER: Final = timedelta(seconds=10)
 #: While lag is not zero or commits happen, figures are refreshed this often without a change of bucket.
 REFRESH: Final = timedelta(seconds=60)
@@ -121,7 +121,7 @@ class LagTrack:
         lag_class: `ok`, `warn`, `breach` or `unknown`.
         snapshot_state: `Healthy`, `Stale` or `Missing`; empty when the lake could not be read.
         headless: No committer for longer than a hand-over takes.
-        lower_since: Since when the lag is below the bucket shown.
+        recent: When each look of the last `DOWN_AFTER` was, and its bucket.
         above_since: Since when the lag is above the target.
         headless_since: Since when there is no committer.
         unreadable: The lake could not be read for a while.
@@ -133,7 +133,7 @@ class LagTrack:
     lag_class: str = "unknown"
     snapshot_state: str = ""
     headless: bool = False
-    lower_since: datetime | None = None
+    recent: tuple[tuple[datetime, str], ...] = ()
     above_since: datetime | None = None
     headless_since: datetime | None = None
     unreadable: bool = False
@@ -177,7 +177,7 @@ def bucket_of(lag_s: float) -> str:
 
 def step(track: LagTrack | None, report: LagReport, objective: Objective) -> LagTrack:
     """The track after one more look."""
-    before = track or LagTrack(report=report, bucket=bucket_of(report.lag_s))
+    before = track or LagTrack(report=report)
     if report.error or report.token is None:
         since = before.unreadable_since or report.now
         return replace(
@@ -188,29 +188,20 @@ def step(track: LagTrack | None, report: LagReport, objective: Objective) -> Lag
             unreadable_since=since,
             unreadable=report.now - since >= UNREADABLE_AFTER,
         )
-    bucket, lower_since = _step_bucket(before, report)
+    looks = [*before.recent, (report.now, bucket_of(report.lag_s))]
+    recent = tuple(look for look in looks if report.now - look[0] < DOWN_AFTER)
     above_since = _above_since(before, report, objective)
     headless_since = None if report.committer_alive else before.headless_since or report.now
     return LagTrack(
         report=report,
-        bucket=bucket,
-        lower_since=lower_since,
+        bucket=max((bucket for _, bucket in recent), key=_LABELS.index),
+        recent=recent,
         above_since=above_since,
         lag_class=_lag_class(above_since, report, objective),
         snapshot_state=_snapshot_state(report, objective),
         headless_since=headless_since,
         headless=headless_since is not None and report.now - headless_since >= HEADLESS_AFTER,
     )
-
-
-def _step_bucket(before: LagTrack, report: LagReport) -> tuple[str, datetime | None]:
-    bucket = bucket_of(report.lag_s)
-    if _LABELS.index(bucket) >= _LABELS.index(before.bucket):
-        return bucket, None
-    since = before.lower_since or report.now
-    if report.now - since >= DOWN_AFTER:
-        return bucket, None
-    return before.bucket, since
 
 
 def _above_since(before: LagTrack, report: LagReport, objective: Objective) -> datetime | None:

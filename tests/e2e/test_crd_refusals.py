@@ -368,6 +368,54 @@ def test_where_the_data_lies_cannot_change(
     assert "is immutable, since the data does not move with it" in done.stderr
 
 
+NARROW = "NAME READY PHASE LAG SNAPSHOT WORKERS AGE"
+WIDE = f"{NARROW} TARGET SNAP-ID FILES DEBT VERSION ENDPOINT REASON"
+
+
+@pytest.mark.parametrize(("options", "columns"), [((), NARROW), (("-o", "wide"), WIDE)])
+def test_columns_of_a_tenant(
+    kubectl: Kubectl, suspended: str, options: tuple[str, ...], columns: str
+) -> None:
+    shown = kubectl("get", "tenants", "-n", NAMESPACE, suspended, *options).stdout
+
+    assert shown.splitlines()[0].split() == columns.split()
+
+
+@pytest.mark.parametrize(
+    ("selector", "found"),
+    [
+        ("spec.suspend=true", True),
+        ("spec.suspend=false", False),
+        ("spec.paused=true", True),
+        ("status.ingest.lagClass=unknown", True),
+        ("status.ingest.lagClass=ok", False),
+        ("status.phase=Ready", False),
+    ],
+)
+def test_tenants_are_selected_by_field(
+    kubectl: Kubectl, suspended: str, selector: str, found: bool
+) -> None:
+    listed = kubectl(
+        "get", "tenants", "-n", NAMESPACE, f"--field-selector={selector}", "-o", "name"
+    ).stdout
+
+    assert listed.split() == ([f"tenant.duckmesh.io/{suspended}"] if found else [])
+
+
+def test_a_new_tenant_has_every_condition_from_the_first_second(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    """`kubectl wait` fails at once on a condition that is not there."""
+    done = kubectl(
+        "apply", "--dry-run=server", "-o", "json", "-f", "-", input=json.dumps(tenant())
+    )
+
+    status = json.loads(done.stdout)["status"]
+    assert status["phase"] == "Pending"
+    assert {one["status"] for one in status["conditions"]} == {"Unknown"}
+    assert {"Ready", "Fresh", "StorageReachable"} <= {one["type"] for one in status["conditions"]}
+
+
 def test_a_tenant_without_a_spec_gets_every_default(kubectl: Kubectl, namespace: str) -> None:
     body = tenant()
     del body["spec"]

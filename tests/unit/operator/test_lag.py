@@ -4,14 +4,27 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from duckmesh_operator import lag
+from duckmesh_operator.errors import (
+    Conflict,
+    Failing,
+    Forbidden,
+    OperatorError,
+    SecretMissing,
+    Unavailable,
+)
 from duckmesh_operator.lag import (
+    REFRESH,
     CatalogHealth,
     LagBoard,
     LagReport,
     LagTrack,
     Objective,
     bucket_of,
+    catalog_health,
     step,
 )
 
@@ -185,3 +198,99 @@ def test_a_forgotten_tenant_has_no_lag() -> None:
     assert [name for name, _ in made.tracks()] == ["team/acme"]
     made.forget("team/acme")
     assert made.tracks() == []
+
+
+# -------------------------------------------------------------------- any course of lag
+
+LABELS = [label for label, _ in lag._BUCKETS] + [">1h"]
+#: Seconds between two looks, and the lag at each in seconds.
+COURSES = st.lists(
+    st.tuples(st.floats(0.5, 20), st.one_of(st.none(), st.floats(0, 5_000))),
+    min_size=1,
+    max_size=60,
+)
+
+
+def looks(course: list[tuple[float, float | None]]) -> list[LagReport]:
+    at, found = 0.0, []
+    for pause, lag_s in course:
+        at += pause
+        found.append(report(at, lag_s))
+    return found
+
+
+def rank(label: str) -> int:
+    return LABELS.index(label)
+
+
+@settings(max_examples=50, deadline=None)
+@given(COURSES)
+def test_a_bucket_goes_up_at_once_and_down_ten_seconds_after_the_last_higher_look(
+    course: list[tuple[float, float | None]],
+) -> None:
+    track: LagTrack | None = None
+    seen: list[LagReport] = []
+    for one in looks(course):
+        seen.append(one)
+        track = step(track, one, OBJECTIVE)
+        lately = [look for look in seen if one.now - look.now < timedelta(seconds=10)]
+        assert track.bucket == bucket_of(max(look.lag_s for look in lately))
+
+
+@settings(max_examples=50, deadline=None)
+@given(COURSES)
+def test_a_status_is_due_for_what_is_shown_and_else_once_a_minute(
+    course: list[tuple[float, float | None]],
+) -> None:
+    made = board()
+    last_due: datetime | None = None
+    shown: object = None
+    for one in looks(course):
+        due = made.update("default", [one])
+        track = made.track("u1")
+        assert track is not None
+        changed, shown = track.shown != shown, track.shown
+        if due and not changed:
+            assert last_due is not None
+            assert one.now - last_due >= REFRESH
+            assert one.lag_s > 0
+        assert due or not changed
+        last_due = one.now if due else last_due
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 5_000), st.floats(0, 5_000))
+def test_a_longer_lag_has_no_lower_bucket(one: float, other: float) -> None:
+    shorter, longer = sorted((one, other))
+
+    assert rank(bucket_of(shorter)) <= rank(bucket_of(longer))
+
+
+# -------------------------------------------------------------------- what a failed look says
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Unavailable("x"), "Unreachable"),
+        (Conflict("x"), "Unreachable"),
+        (Forbidden("x"), "AccessDenied"),
+        (Failing("x"), "CatalogError"),
+        (SecretMissing("x"), "SecretMissing"),
+    ],
+)
+def test_a_catalog_fails_in_ways_that_are_told_apart(error: OperatorError, reason: str) -> None:
+    assert catalog_health(error) == CatalogHealth(ok=False, reason=reason)
+
+
+def test_a_store_that_changes_makes_a_status_due() -> None:
+    made = board()
+    well = {"store_state": "ok", "store_since": START, "store_at": START}
+    made.update("default", [report(0, **well)])
+
+    assert made.update("default", [report(30, **(well | {"store_at": report(30).now}))]) == []
+    denied = {"store_state": "access_denied", "store_since": START, "store_at": report(40).now}
+    assert made.update("default", [report(40, **denied)]) == ["team/acme"]
+    assert made.update("default", [report(101, **denied)]) == [
+        "team/acme"
+    ]  # nobody says it any more
