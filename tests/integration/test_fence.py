@@ -110,6 +110,9 @@ FORBIDDEN_SQL = [
     "SELECT duckmesh.upgrade_bus('{lake}_bus')",
     "SELECT duckmesh.install_append('{other}_bus')",
     "SELECT * FROM duckmesh.declared_tables",
+    "SELECT duckmesh.report_store('{other}', 'ok')",
+    "SELECT duckmesh.install_reports('{lake}', '{lake}_w')",
+    "SELECT * FROM duckmesh.store_report",
     "SELECT {other}_bus.known_keys('{{}}', '{{}}')",
     "ALTER TABLE {lake}.ducklake_snapshot DISABLE TRIGGER ALL",
     "DROP TRIGGER dm_10_fence ON {lake}.ducklake_snapshot",
@@ -262,6 +265,7 @@ async def test_a_writer_s_own_sql_reaches_nothing_else(
         "beat('{lake}', 'w', 1, 'me', '', interval '1 minute')",
         "expire_keys('{lake}', 0, 0, 0)",
         "report_tables('{lake}', '', true, '')",
+        "report_store('{lake}', 'ok')",
         "require_protocol('{lake}', 9)",
     ],
     ids=[
@@ -272,6 +276,7 @@ async def test_a_writer_s_own_sql_reaches_nothing_else(
         "beat",
         "expire_keys",
         "report_tables",
+        "report_store",
         "require_protocol",
     ],
 )
