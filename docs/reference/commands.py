@@ -21,8 +21,9 @@ def build_page(page: str) -> str:
     head, mark, _ = page.partition(MARK)
     if not mark:
         raise ValueError(f"{PAGE.name} has lost its mark")
+    adopt = _command("kubectl duckmesh adopt", plugin.commands["adopt"])
     upgrade = _command("kubectl duckmesh upgrade", plugin.commands["upgrade"])
-    parts = [*_command("duckmesh", main), *_options_of_kubectl(), *upgrade]
+    parts = [*_command("duckmesh", main), *_options_of_kubectl(), *adopt, *upgrade]
     return head + MARK + "\n" + "\n".join(parts).rstrip() + "\n"
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ PORT: Final = 8080
 _ASK_S: Final = 120.0  # a login in the browser takes its time
 _FORWARD_S: Final = 60.0
 _END_S: Final = 5.0
+_LOOK_S: Final = 0.5
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
 _LISTENING: Final = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
@@ -130,6 +132,33 @@ class Kubectl:
     def read(self, namespace: str, name: str) -> Manifest:
         """One Tenant as it is."""
         return self._json("get", TENANTS, name, f"--namespace={namespace}")
+
+    def tenant(self, name: str, namespace: str | None) -> Manifest:
+        """One Tenant as it is, of the context's namespace where none is named."""
+        return self._json(
+            "get", TENANTS, name, *([f"--namespace={namespace}"] if namespace else [])
+        )
+
+    def apply(self, manifest: Manifest) -> None:
+        """Make an object, or make it be as this says.
+
+        Raises:
+            click.ClickException: The API server refuses it.
+        """
+        self._json("apply", "-f", "-", text=json.dumps(manifest))
+
+    def wait_for_condition(self, tenant: Manifest, kind: str, *, timeout_s: int) -> bool:
+        """Wait until a condition of a Tenant is True; False when it was not in time."""
+        deadline = time.monotonic() + timeout_s
+        meta = tenant["metadata"]
+        while True:
+            conditions = self.read(meta["namespace"], meta["name"]).get("status", {})
+            states = {one["type"]: one["status"] for one in conditions.get("conditions", [])}
+            if states.get(kind) == "True":
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_S)
 
     def set_version(self, item: Manifest, version: str) -> None:
         """Have `spec.version` under a field manager of its own.

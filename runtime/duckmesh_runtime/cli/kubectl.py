@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from duckmesh_runtime.cli.adopt import adopt
 from duckmesh_runtime.cli.commands import COMMANDS
 from duckmesh_runtime.cli.completion import complete_variable
 from duckmesh_runtime.cli.connected import UNAVAILABLE, examples
@@ -99,7 +100,7 @@ def plugin(context: click.Context, /, tenant: str | None, **_: str | None) -> No
     context.obj = {"way": way, "program": " ".join(program), "kubectl": kubectl}
 
 
-for _command in (*COMMANDS, upgrade):
+for _command in (*COMMANDS, adopt, upgrade):
     plugin.add_command(_command)
 
 
