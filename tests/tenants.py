@@ -61,6 +61,7 @@ def make_settings(secrets: Path = Path("/etc/duckmesh"), **more: Any) -> Setting
                 bucket="lakes",
                 endpoint="http://s3.example:8333",
                 secret_dir=secrets / "store",
+                secret="duckmesh-store-default",
                 egress=Egress(peers=({"podSelector": {"matchLabels": {"app": "s3"}}},)),
             )
         },

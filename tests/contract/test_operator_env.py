@@ -12,8 +12,8 @@ import pytest
 from duckmesh_operator import names
 from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.specs import pod
-from duckmesh_operator.specs.context import Context
-from duckmesh_operator.specs.job import build_migrate_job
+from duckmesh_operator.specs.context import Context, build_bare_context
+from duckmesh_operator.specs.job import build_migrate_job, build_purge_job
 from duckmesh_operator.specs.pod import build_ingest_template, build_query_template
 from duckmesh_operator.specs.secret import (
     ROLES,
@@ -29,7 +29,7 @@ from duckmesh_runtime import settings as runtime
 from duckmesh_runtime.domain.declared import parse_declaration
 from duckmesh_runtime.domain.schema import parse_table
 from duckmesh_runtime.web import auth
-from tests.tenants import UID, make_context
+from tests.tenants import UID, make_context, make_settings, tenant_object
 
 SPEC = {
     "ingest": {
@@ -273,6 +273,29 @@ def test_migrate_reads_the_lake_its_owner_and_its_logins(context: Context, tmp_p
         "admin-dsn of duckmesh-catalog-default"
     )
     assert found["args"] == ["migrate"]
+
+
+def test_purge_reads_the_lake_its_owner_and_the_stores_key(
+    context: Context, tmp_path: Path
+) -> None:
+    bare = build_bare_context(context.tenant.meta, tenant_object(), make_settings())
+    template: Any = build_purge_job(bare)["spec"]["template"]  # type: ignore[index]
+    found = container(template, "purge")
+
+    settings = runtime.purge_from_env(mounted(template, found, env_of(found), tmp_path))
+
+    assert (settings.tenant, settings.tenant_uid) == ("team/acme", UID)
+    assert (settings.lake, settings.store.url) == (names.lake_name(UID), context.data_url)
+    assert settings.store.endpoint == context.store.endpoint
+    assert runtime.read_secret(settings.admin_dir, "dsn") == (
+        "admin-dsn of duckmesh-catalog-default"
+    )
+    folder = settings.store.secret_dir
+    assert folder is not None
+    for key in ("access-key-id", "secret-access-key"):
+        assert runtime.read_secret(folder, key) == f"{key} of duckmesh-store-default"
+    assert found["args"] == ["purge"]
+    _check_restricted(template)
 
 
 def test_the_operator_asks_for_the_newest_migration_of_the_runtime() -> None:
