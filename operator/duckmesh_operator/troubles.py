@@ -20,8 +20,8 @@ _WRONG: Final[Mapping[str, str]] = {
     "DeadLetters": "True",
     "Stalled": "True",
 }
-#: Reasons that are a trouble although nobody knows whether the condition holds.
-_BLIND: Final = ("LakeUnreadable",)
+#: Reasons that are a trouble whatever the condition's status says.
+_ALWAYS: Final = ("LakeUnreadable", "RemovalFailed", "DataKept")
 
 
 def troubles_of(status: Json) -> frozenset[tuple[str, str]]:
@@ -33,5 +33,5 @@ def troubles_of(status: Json) -> frozenset[tuple[str, str]]:
     return frozenset(
         (kind, reason)
         for kind, state, reason in found
-        if kind in _WRONG and (state == _WRONG[kind] or reason in _BLIND)
+        if state == _WRONG.get(kind) or reason in _ALWAYS
     )

@@ -12,6 +12,8 @@ import pytest
 
 from duckmesh_runtime.dev.s3 import S3Server
 from tests.fakes.doors import key
+from tests.integration.test_dead_letters import refuse_nulls
+from tests.integration.test_lag import with_a_table_that_refuses_null
 from tests.pages import DOCS, Terminal, steps, terminal
 from tests.pods import Pod, Tenant, tenant_of
 from tests.services import Lake
@@ -111,3 +113,43 @@ def test_high_ingest_lag(s3_lake: Lake, s3: S3Server, folder_of_shell: Path) -> 
             look(shell, page, "What is behind", "The store does not answer")
 
         look(shell, page, "Verification")
+
+
+async def test_dead_letters(lake: Lake, folder_of_shell: Path) -> None:
+    page = "dead-letters.md"
+    with tenant_of(lake) as tenant, on_call(lake, folder_of_shell) as shell:
+        await with_a_table_that_refuses_null(tenant)
+        pod = opened(tenant, shell)
+        record = {"payload": {"id": 2, "text": None}}
+        assert pod.call("POST", "/v1/ingest/events", {"records": [record]})[0] == 200
+
+        look(shell, page, "What was refused")
+        assert pod.stop() == 0
+        await refuse_nulls(tenant, False, column="text")
+        opened(tenant, shell)
+        shell.follow(steps(RUNBOOKS / page, "Mitigation"))
+        look(shell, page, "Verification")
+
+
+def test_dependencies_unreachable(s3_lake: Lake, s3: S3Server, folder_of_shell: Path) -> None:
+    page = "dependencies-unreachable.md"
+    with tenant_of(s3_lake) as tenant, on_call(s3_lake, folder_of_shell) as shell:
+        opened(tenant, shell)
+        with hanging(s3.pid):
+            look(shell, page, "What does not answer")
+        look(shell, page, "The catalog from an administrator's place")
+        look(shell, page, "Verification")
+
+        look(shell, "maintenance-behind.md", "What it says")
+
+
+def test_requests_fail_and_idempotency_horizon(lake: Lake, folder_of_shell: Path) -> None:
+    with tenant_of(lake) as tenant, on_call(lake, folder_of_shell) as shell:
+        tenant.query()
+        pod = opened(tenant, shell)
+        assert pod.call("POST", "/v1/tables", TABLE)[0] == 201
+        insert(pod, 1)
+
+        look(shell, "requests-fail.md", "Which code")
+        look(shell, "requests-fail.md", "Verification")
+        look(shell, "idempotency-horizon.md", "Diagnosis")

@@ -28,6 +28,7 @@ def condition(kind: str, status: str, reason: str = "Why") -> dict[str, str]:
         ("Stalled", "True", "NameConflict", True),
         ("Reconciling", "True", "RollingOut", False),
         ("Progressing", "False", "Settled", False),
+        ("Progressing", "True", "RemovalFailed", True),
         ("Suspended", "True", "Suspended", False),
         ("EgressRestricted", "False", "PortsOpenAnywhere", False),
     ],
