@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,11 @@ import jsonschema
 import pytest
 import yaml
 
-from duckmesh_operator import names
 from tests.contract import chart_text
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "duckmesh"
 KINDS = ("tenant", "compactor")
-EVERY_VERB = {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}
 
 
 def values() -> dict[str, Any]:
@@ -30,25 +29,6 @@ def check(instance: object) -> None:
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft7Validator.check_schema(schema)
     jsonschema.Draft7Validator(schema).validate(instance)
-
-
-def rules(kind: str) -> list[dict[str, Any]]:
-    """Rules of the operator's ClusterRole or Role."""
-    (role,) = [doc for doc in chart_text.documents("rbac.yaml") if doc["kind"] == kind]
-    return role["rules"]
-
-
-def verbs_on(group: str, resource: str, kind: str = "ClusterRole") -> set[str]:
-    return {
-        verb
-        for rule in rules(kind)
-        if group in rule["apiGroups"] and resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-
-
-def _group(kind: names.Kind) -> str:
-    return kind.api_version.rpartition("/")[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,6 +46,93 @@ def test_chart_carries_the_same_resources(kind: str) -> None:
 
 def test_default_values_pass_their_schema() -> None:
     check(values())
+
+
+def schema() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    return found
+
+
+def resolve(node: dict[str, Any]) -> dict[str, Any]:
+    """A node of the schema with what it refers to."""
+    if "$ref" not in node:
+        return node
+    found: dict[str, Any] = schema()["definitions"][node["$ref"].rpartition("/")[2]]
+    return {**found, **node}
+
+
+def described(node: dict[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each value of the schema by its dotted name."""
+    node = resolve(node)
+    for name, inner in node.get("properties", {}).items():
+        yield f"{where}{name}", resolve(inner)
+        yield from described(inner, f"{where}{name}.")
+    if isinstance(items := node.get("items"), dict):
+        yield from described(items, where)
+
+
+def test_every_value_is_described() -> None:
+    found = dict(described(schema()))
+
+    assert len(found) > 90
+    assert [name for name, node in found.items() if not node.get("description")] == []
+
+
+def test_every_object_of_values_is_closed_or_a_map() -> None:
+    """`affinity` and `global` are Kubernetes' and a parent chart's; lists of objects are Kubernetes' too."""
+    open_ = {
+        name
+        for name, node in described(schema())
+        if node.get("type") == "object" and "additionalProperties" not in node
+    }
+
+    assert open_ == {"global", "operator.affinity", "profiles.affinity"}
+
+
+def test_every_value_with_a_default_is_written_down() -> None:
+    """values.yaml is what people read first; lists of named things show one entry."""
+
+    def leaves(value: object, where: str = "") -> Iterator[str]:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                yield from leaves(inner, f"{where}{name}.")
+        else:
+            yield where.rstrip(".")
+
+    known = {name for name, _ in described(schema())}
+    written = set(leaves(values()))
+    optional = {name for name in known if name.startswith(("catalogs.", "stores.", "profiles."))}
+    # Quantities are given where the chart has an opinion.
+    optional |= {name for name in known if ".resources." in name}
+    inner = {name for name in known if any(other.startswith(f"{name}.") for other in known)}
+
+    assert written <= known
+    assert known - inner - optional - {"global"} <= written
+
+
+@pytest.mark.parametrize("part", ["cluster", "namespaced"])
+def test_both_parts_of_an_installation_have_values_that_pass(part: str) -> None:
+    file = CHART / f"values-{part}.yaml"
+    merged = values()
+    for name, inner in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+        merged[name] |= inner
+
+    check(merged)
+
+
+def test_the_two_parts_leave_nothing_out_and_share_nothing() -> None:
+    """What belongs to the cluster is in one of them only."""
+    parts = [
+        yaml.safe_load((CHART / f"values-{part}.yaml").read_text(encoding="utf-8"))
+        for part in ("cluster", "namespaced")
+    ]
+    switches = {"crds": "install", "admissionPolicy": "install", "rbac": "userRoles"}
+    switches |= {"priorityClass": "install"}
+
+    for name, switch in switches.items():
+        assert [part[name][switch] for part in parts] == [True, False]
+    assert parts[0]["operator"] == {"install": False}
+    assert "operator" not in parts[1]
 
 
 def _with(path: str, value: object) -> dict[str, Any]:
@@ -104,6 +171,12 @@ def _with(path: str, value: object) -> dict[str, Any]:
         ("devservices.enabled", "yes"),
         ("devservices.persistence.size", "10"),
         ("crds.install", None),
+        ("watchNamespaces", ["Team"]),
+        ("watchNamespaces", ["team", "team"]),
+        ("networkPolicy.apiServer.ports", []),
+        ("podMonitor.interval", "often"),
+        ("operator.install", "no"),
+        ("admissionPolicy.provide", True),
     ],
 )
 def test_bad_values_are_refused(path: str, value: object) -> None:
@@ -120,100 +193,13 @@ def test_bad_values_are_refused(path: str, value: object) -> None:
         ("operator.resources.limits", {"cpu": 2, "memory": "1Gi"}),
         ("images.operator.tag", "0.1.0-dev.1"),
         ("global", {"anything": True}),
+        ("watchNamespaces", ["team", "shop"]),
+        ("networkPolicy.metricsFrom", [{"namespaceSelector": {}}]),
+        ("operator.podLabels", {"team": "data"}),
     ],
 )
 def test_good_values_are_taken(path: str, value: object) -> None:
     check(_with(path, value))
-
-
-@pytest.mark.parametrize("file", ["rbac.yaml", "rbac-users.yaml"])
-def test_no_right_is_a_wildcard(file: str) -> None:
-    assert '"*"' not in chart_text.read(file).replace("'", '"')
-    assert re.search(r"[\[ ,]\*[\] ,]", chart_text.read(file)) is None
-
-
-@pytest.mark.parametrize("kind", ["ClusterRole", "Role"])
-def test_operator_has_no_dangerous_right(kind: str) -> None:
-    asked = {
-        (group, resource, verb)
-        for rule in rules(kind)
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-
-    resources = {resource for _, resource, _ in asked}
-    assert {verb for _, _, verb in asked} <= EVERY_VERB - {"deletecollection"}
-    assert "rbac.authorization.k8s.io" not in {group for group, _, _ in asked}
-    assert resources.isdisjoint(
-        {"pods/exec", "pods/attach", "pods/portforward", "serviceaccounts", "serviceaccounts/token"}
-        | {"nodes", "nodes/proxy", "persistentvolumes", "namespaces", "customresourcedefinitions"}
-    )
-
-
-#: What the operator asks of the API server, by kind; server-side apply is a patch, and a create where there is nothing.
-WRITTEN = {"get", "create", "patch", "delete"}
-USED = {
-    ("duckmesh.io", "tenants"): {"get", "list", "watch", "patch"},
-    ("duckmesh.io", "compactors"): {"get", "list", "watch"},
-    ("duckmesh.io", "tenants/status"): {"patch"},
-    ("duckmesh.io", "compactors/status"): {"patch"},
-    ("", "secrets"): WRITTEN,
-    ("", "events"): {"create"},
-    ("apps", "controllerrevisions"): WRITTEN | {"list"},
-    **{(_group(kind), kind.plural): WRITTEN | {"list", "watch"} for kind in names.WATCHED},
-}
-USED_AT_HOME = {
-    ("batch", "jobs"): WRITTEN,
-    ("coordination.k8s.io", "leases"): {"get", "create", "update"},
-    ("", "configmaps"): {"get", "delete"},
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "used"), [("ClusterRole", USED), ("Role", USED_AT_HOME)], ids=["cluster", "home"]
-)
-def test_operator_has_the_rights_it_uses_and_no_other(
-    kind: str, used: dict[tuple[str, str], set[str]]
-) -> None:
-    given = {
-        (group, resource)
-        for r in rules(kind)
-        for group in r["apiGroups"]
-        for resource in r["resources"]
-    }
-
-    assert {(g, r): verbs_on(g, r, kind) for g, r in given} == used
-
-
-def test_operator_reads_secrets_by_name_only() -> None:
-    assert verbs_on("", "secrets") == {"get", "create", "patch", "delete"}
-    assert verbs_on("", "secrets", "Role") == set()
-
-
-def test_operator_reports_on_its_own_kinds_and_changes_nothing_else_of_them() -> None:
-    finalizers = {"tenants": {"patch"}, "compactors": set[str]()}
-    for resource, more in finalizers.items():
-        assert verbs_on(names.GROUP, resource) == {"get", "list", "watch"} | more
-        assert verbs_on(names.GROUP, f"{resource}/status") == {"patch"}
-
-
-@pytest.mark.parametrize("kind", names.CHILDREN, ids=lambda kind: kind.plural)
-def test_operator_may_make_what_a_tenant_is_made_of(kind: names.Kind) -> None:
-    assert verbs_on(_group(kind), kind.plural) >= {"get", "list", "create", "patch", "delete"}
-
-
-@pytest.mark.parametrize("kind", names.WATCHED, ids=lambda kind: kind.plural)
-def test_operator_may_watch_what_it_watches(kind: names.Kind) -> None:
-    where = "Role" if kind is names.JOB else "ClusterRole"
-
-    assert verbs_on(_group(kind), kind.plural, where) >= {"list", "watch"}
-
-
-def test_jobs_and_leases_are_the_own_namespaces_only() -> None:
-    for kind in (names.JOB, names.LEASE):
-        assert verbs_on(_group(kind), kind.plural) == set()
-        assert verbs_on(_group(kind), kind.plural, "Role") >= {"get", "create"}
 
 
 def test_environment_of_the_operator_is_what_it_reads() -> None:

@@ -4,61 +4,47 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from duckmesh_operator import settings
+from duckmesh_operator import names, settings
 from duckmesh_runtime.dev.services import services_from_env
-from tests.e2e.cluster.settings import Settings as Cluster
-from tests.e2e.product import SYSTEM
+from tests.contract import chart_text
+from tests.contract.chart_text import Right, rights_of
+from tests.e2e.charts import (
+    CHART,
+    GOLDEN,
+    NAMESPACED,
+    TRIAL,
+    WAYS,
+    Manifest,
+    find_helm,
+    golden,
+    manifests,
+    pod_templates,
+    render,
+)
+from tests.e2e.product import SYSTEM, Kube, Tenant
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
-Manifest = dict[str, Any]
-CHART = Path(__file__).parents[2] / "charts" / "duckmesh"
-TRIAL = ("devservices.enabled=true",)
 
 
 @pytest.fixture(scope="session")
 def helm(request: pytest.FixtureRequest) -> str:
-    """Path of helm: the machine's own, or the one that comes with the cluster."""
-    built = Cluster.from_env(os.environ).bin / "helm"
-    if found := shutil.which("helm") or (str(built) if built.exists() else None):
+    if found := find_helm():
         return found
-    request.getfixturevalue("kube")
-    return str(built)
-
-
-def render(helm: str, *sets: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    options = [f"--set={item}" for item in sets]
-    return subprocess.run(
-        [helm, "template", "duckmesh", str(CHART), "-n", SYSTEM, *options],
-        capture_output=True,
-        text=True,
-        check=check,
-        timeout=60,
-    )
-
-
-def manifests(helm: str, *sets: str) -> list[Manifest]:
-    return [doc for doc in yaml.safe_load_all(render(helm, *sets).stdout) if doc]
+    request.getfixturevalue("kube")  # helm comes with the cluster
+    built = find_helm()
+    assert built
+    return built
 
 
 def pick(found: list[Manifest], kind: str, name: str) -> Manifest:
     (one,) = [m for m in found if (m["kind"], m["metadata"]["name"]) == (kind, name)]
     return one
-
-
-def pods(found: list[Manifest]) -> list[Manifest]:
-    return [
-        m["spec"]["template"]["spec"] for m in found if m["kind"] in ("Deployment", "StatefulSet")
-    ]
 
 
 def read_config(found: list[Manifest], folder: Path) -> settings.Settings:
@@ -70,8 +56,9 @@ def read_config(found: list[Manifest], folder: Path) -> settings.Settings:
 
 
 def test_chart_passes_lint(helm: str) -> None:
-    for sets in ((), TRIAL):
-        options = [f"--set={item}" for item in sets]
+    for files, sets in WAYS.values():
+        options = [f"--values={CHART / file}" for file in files]
+        options += [f"--set={item}" for item in sets]
         subprocess.run(
             [helm, "lint", "--strict", str(CHART), *options], check=True, capture_output=True
         )
@@ -188,9 +175,11 @@ def test_trial_services_understand_their_environment(helm: str) -> None:
     }
 
 
-@pytest.mark.parametrize("sets", [(), TRIAL], ids=["plain", "trial"])
-def test_every_pod_is_restricted(helm: str, sets: tuple[str, ...]) -> None:
-    for pod in pods(manifests(helm, *sets)):
+@pytest.mark.parametrize("way", WAYS)
+def test_every_pod_is_restricted_bounded_and_probed(helm: str, way: str) -> None:
+    files, sets = WAYS[way]
+    for _, template in pod_templates(manifests(helm, *sets, files=files)):
+        pod = template["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in pod["containers"]:
@@ -201,7 +190,131 @@ def test_every_pod_is_restricted(helm: str, sets: tuple[str, ...]) -> None:
                 "capabilities": {"drop": ["ALL"]},
             }
             assert container["resources"]["limits"]["memory"]
-            assert container["readinessProbe"]
+            # What runs to its end has nobody to tell that it is ready.
+            assert "readinessProbe" in container or pod.get("restartPolicy") in (
+                "Never",
+                "OnFailure",
+            )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_manifests_are_the_golden_ones(helm: str, way: str) -> None:
+    wanted = (GOLDEN / f"{way}.yaml").read_text(encoding="utf-8")
+
+    assert golden(helm, way) == wanted, "see the change, then `python -m tests.e2e.charts`"
+
+
+def test_two_operators_are_spread_and_not_evicted_together(helm: str) -> None:
+    found = manifests(helm, "operator.replicas=2")
+
+    budget = pick(found, "PodDisruptionBudget", "duckmesh-operator")
+    pod = pick(found, "Deployment", "duckmesh-operator")["spec"]["template"]
+    (spread,) = pod["spec"]["topologySpreadConstraints"]
+    assert budget["spec"]["maxUnavailable"] == 1
+    for selector in (budget["spec"]["selector"], spread["labelSelector"]):
+        assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert "PodDisruptionBudget" not in {m["kind"] for m in manifests(helm)}
+
+
+def rights(found: list[Manifest], kind: str) -> dict[tuple[str, str], set[Right]]:
+    """Rights by namespace and name of the Role."""
+    return {
+        (m["metadata"].get("namespace", ""), m["metadata"]["name"]): rights_of(m["rules"])
+        for m in found
+        if m["kind"] == kind and m["metadata"]["name"].startswith("duckmesh-operator")
+    }
+
+
+def test_cluster_wide_operator_has_one_role_everywhere_and_one_at_home(helm: str) -> None:
+    found = manifests(helm)
+
+    assert rights(found, "ClusterRole") == {("", "duckmesh-operator"): chart_text.rights("tenants")}
+    assert rights(found, "Role") == {(SYSTEM, "duckmesh-operator"): chart_text.rights("home")}
+
+
+def test_namespaced_operator_has_roles_only(helm: str, tmp_path: Path) -> None:
+    found = manifests(helm, *NAMESPACED, files=("values-namespaced.yaml",))
+
+    assert {m["kind"] for m in found}.isdisjoint(
+        {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "PriorityClass"}
+        | {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    )
+    assert all(m["metadata"].get("namespace") for m in found)
+    assert rights(found, "Role") == {
+        ("shop", "duckmesh-operator-tenants"): chart_text.rights("tenants"),
+        ("team", "duckmesh-operator-tenants"): chart_text.rights("tenants"),
+        (SYSTEM, "duckmesh-operator"): chart_text.rights("home") | chart_text.rights("canary"),
+    }
+    for binding in (m for m in found if m["kind"] == "RoleBinding"):
+        assert binding["subjects"] == [
+            {"kind": "ServiceAccount", "name": "duckmesh-operator", "namespace": SYSTEM}
+        ]
+    assert read_config(found, tmp_path).watch_namespaces == ("shop", "team")
+
+
+def test_an_operator_that_serves_its_own_namespace_too_needs_no_more_there(helm: str) -> None:
+    found = manifests(helm, f"watchNamespaces={{{SYSTEM}}}")
+
+    assert rights(found, "Role") == {
+        (SYSTEM, "duckmesh-operator-tenants"): chart_text.rights("tenants"),
+        (SYSTEM, "duckmesh-operator"): chart_text.rights("home"),
+    }
+
+
+def test_cluster_part_lives_in_no_namespace(helm: str) -> None:
+    found = manifests(helm, files=("values-cluster.yaml",))
+
+    assert {m["kind"] for m in found} == {
+        *("CustomResourceDefinition", "ClusterRole", "PriorityClass"),
+        *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+    }
+    assert not rights(found, "ClusterRole")
+
+
+@pytest.mark.parametrize(
+    ("sets", "protected"),
+    [
+        ((), True),
+        (("admissionPolicy.install=false",), False),
+        (("admissionPolicy.install=false", "admissionPolicy.provided=true"), True),
+    ],
+    ids=["ours", "none", "someone-elses"],
+)
+def test_operator_knows_whether_tenants_can_be_protected(
+    helm: str, tmp_path: Path, sets: tuple[str, ...], protected: bool
+) -> None:
+    assert read_config(manifests(helm, *sets), tmp_path).deletion_protection is protected
+
+
+def test_operator_calls_only_where_catalogs_lie_when_they_say_so(helm: str) -> None:
+    def egress(*sets: str) -> list[Manifest]:
+        found = manifests(helm, *sets)
+        rules: list[Manifest] = pick(found, "NetworkPolicy", "duckmesh-operator")["spec"]["egress"]
+        return rules
+
+    places = ("catalogs[0].egress.cidrs={10.0.0.0/8}", "catalogs[0].egress.ports={6432}")
+    said = egress(*("catalogs[0].name=eu", "catalogs[0].secretName=eu"), *places)
+
+    assert egress() == [{}]
+    assert {} not in said
+    assert said[-1] == {
+        "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+        "ports": [{"port": 6432, "protocol": "TCP"}],
+    }
+    assert {} not in egress(*TRIAL)
+
+
+def test_monitors_find_operator_and_workers_of_served_namespaces(helm: str) -> None:
+    found = manifests(helm, "podMonitor.install=true", *NAMESPACED)
+
+    operator = pick(found, "PodMonitor", "duckmesh-operator")["spec"]
+    tenants = pick(found, "PodMonitor", "duckmesh-tenants")["spec"]
+    pod = pick(found, "Deployment", "duckmesh-operator")["spec"]["template"]
+    ports = {port["name"] for c in pod["spec"]["containers"] for port in c["ports"]}
+    assert operator["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert {e["port"] for e in operator["podMetricsEndpoints"]} <= ports
+    assert tenants["namespaceSelector"] == {"matchNames": ["shop", "team"]}
+    assert tenants["selector"]["matchLabels"] == {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 
 
 def test_cluster_wide_parts_can_be_left_to_an_administrator(helm: str) -> None:
@@ -285,7 +398,64 @@ def test_operator_may_not_list_secrets_or_run_commands(kubectl: Kubectl) -> None
     assert not may("create", "jobs")
 
 
-def test_upgrade_keeps_the_passwords(helm: str, kubectl: Kubectl, kube: Any) -> None:
+@pytest.fixture
+def restricted(kubectl: Kubectl, namespace: str) -> str:
+    """A namespace where the API server takes restricted pods only."""
+    label = "pod-security.kubernetes.io/enforce=restricted"
+    kubectl("label", "namespace", namespace, label)
+    return namespace
+
+
+def test_api_server_takes_every_pod_as_restricted(
+    helm: str, kubectl: Kubectl, restricted: str
+) -> None:
+    seen = set()
+    for files, sets in WAYS.values():
+        for name, template in pod_templates(manifests(helm, *sets, files=files)):
+            seen.add(name)
+            spec = template["spec"]
+            # Other admission asks for these to exist.
+            for reference in ("serviceAccountName", "priorityClassName"):
+                spec.pop(reference, None)
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+            kubectl(
+                *("create", "--dry-run=server", "-n", restricted, "-f", "-"), input=json.dumps(pod)
+            )
+
+    assert seen >= {"duckmesh-operator", "duckmesh-devservices"}
+
+
+def test_api_server_refuses_a_pod_that_is_not(kubectl: Kubectl, restricted: str) -> None:
+    """The check above can fail."""
+    container = {"name": "c", "image": "localhost/none", "securityContext": {"privileged": True}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p"},
+        "spec": {"containers": [container]},
+    }
+
+    done = kubectl(
+        *("create", "--dry-run=server", "-n", restricted, "-f", "-"),
+        input=json.dumps(pod),
+        check=False,
+    )
+
+    assert "violates PodSecurity" in done.stderr
+
+
+def test_all_that_runs_is_restricted(kubectl: Kubectl, tenant: Tenant) -> None:
+    tenant.apply()
+    tenant.wait("Ready")
+
+    for namespace in (SYSTEM, tenant.namespace):
+        # A dry run warns of each running pod that the new level would refuse.
+        label = "pod-security.kubernetes.io/enforce=restricted"
+        done = kubectl("label", "--dry-run=server", "--overwrite", "namespace", namespace, label)
+        assert "violate" not in done.stderr
+
+
+def test_upgrade_keeps_the_passwords(helm: str, kubectl: Kubectl, kube: Kube) -> None:
     def dsn() -> bytes:
         done = kubectl("get", "secret", "duckmesh-catalog-default", "-n", SYSTEM, "-o", "json")
         return base64.b64decode(json.loads(done.stdout)["data"]["admin-dsn"])

@@ -9,6 +9,9 @@
 {{- define "duckmesh.devservices" -}}{{ include "duckmesh.fullname" . }}-devservices{{- end -}}
 {{- define "duckmesh.devservices.host" -}}{{ include "duckmesh.devservices" . }}.{{ .Release.Namespace }}.svc{{- end -}}
 
+{{/* Whether a switch is on that a release of an earlier chart may lack (helm upgrade --reuse-values). */}}
+{{- define "duckmesh.on" -}}{{ ternary "" "true" (eq (toString .) "false") }}{{- end -}}
+
 {{/* Labels of every object; call with (list . "component"). */}}
 {{- define "duckmesh.labels" -}}
 {{- $root := index . 0 -}}
@@ -57,6 +60,13 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
+{{/* Annotation of what outlives the release when it is asked to. */}}
+{{- define "duckmesh.devservices.keep" -}}
+{{- if .Values.devservices.persistence.keep -}}
+annotations: {helm.sh/resource-policy: keep}
+{{- end -}}
+{{- end -}}
+
 {{/* Peers that workers may reach for what devservices serves. */}}
 {{- define "duckmesh.devservices.peers" -}}
 - namespaceSelector:
@@ -72,6 +82,10 @@ runtimeImage: {{ include "duckmesh.image" (list . "runtime") }}
 sandboxImage: {{ include "duckmesh.image" (list . "sandbox") }}
 runtimeVersion: {{ .Values.runtimeVersion | default .Chart.AppVersion | quote }}
 imagePullPolicy: {{ .Values.images.pullPolicy }}
+deletionProtection: {{ or .Values.admissionPolicy.install .Values.admissionPolicy.provided | default false }}
+{{- with .Values.watchNamespaces }}
+watchNamespaces: {{ toJson (uniq .) }}
+{{- end }}
 {{ toYaml .Values.operator.config }}
 catalogs:
 {{- range .Values.catalogs }}
