@@ -301,7 +301,7 @@ def _serving(s: Situation) -> Condition:
         stuck = any(worker.stuck for worker in s.workers)
         counts = ", ".join(f"{w.ready} of {w.wanted} {w.component} pods" for w in missing)
         return say(kind, "RolloutStuck" if stuck else "WorkersNotReady", counts=counts or "no pods")
-    if s.track is not None and s.track.headless:
+    if s.track is not None and (s.track.headless or _still_headless(s, s.track)):
         return say(kind, "NoCommitter")
     return say(kind, "AllReady")
 
@@ -321,9 +321,28 @@ def _catalog(s: Situation) -> Condition:
     kind = "CatalogReachable"
     if s.catalog is None:
         return say(kind, "Pending")
-    if s.catalog.ok and s.track is not None and s.track.unreadable:
+    if s.catalog.ok and s.track is not None and _is_unreadable(s, s.track):
         return say(kind, "LakeUnreadable")
     return say(kind, s.catalog.reason, catalog=s.tenant.catalog if s.tenant else "")
+
+
+def _is_unreadable(s: Situation, track: LagTrack) -> bool:
+    # A fresh process does not know since when: what was so goes on.
+    return track.unreadable or (
+        bool(track.report.error) and _was(s, "CatalogReachable", "LakeUnreadable")
+    )
+
+
+def _still_headless(s: Situation, track: LagTrack) -> bool:
+    return not track.committer and _was(s, "Ready", "NoCommitter")
+
+
+def _was(s: Situation, kind: str, reason: str) -> bool:
+    """Whether the status as it is gives a condition that reason."""
+    return any(
+        (text_at(item, "type"), text_at(item, "reason")) == (kind, reason)
+        for item in list_at(s.previous, "conditions")
+    )
 
 
 def _storage(s: Situation) -> Condition:

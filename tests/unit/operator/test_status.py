@@ -540,6 +540,22 @@ def test_a_lake_that_stays_unreadable_is_the_catalog_s_trouble() -> None:
     assert conditions(situation(track=again))["Ready"] == ("True", "AllReady")
 
 
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [({"error": "x"}, "LakeUnreadable"), ({"committer_alive": False}, "NoCommitter")],
+)
+def test_a_fresh_process_does_not_take_back_what_stays_so(
+    trouble: dict[str, Any], reason: str
+) -> None:
+    for_long = track(report(0, **trouble), report(60, **trouble))
+    first = build_status(situation(track=for_long), NOW)
+    fresh = situation(previous=first, track=track(report(70, **trouble)))
+    over = situation(previous=first, track=track(report(70)))
+
+    assert conditions(fresh)["Ready"] == ("False", reason)
+    assert conditions(over)["Ready"] == ("True", "AllReady")
+
+
 def test_a_run_that_did_not_get_through_is_not_taken_for_settled() -> None:
     s = situation(failure="PATCH deployments: 503")
 
