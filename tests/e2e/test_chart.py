@@ -221,8 +221,13 @@ def rights(found: list[Manifest], kind: str) -> dict[tuple[str, str], set[Right]
     return {
         (m["metadata"].get("namespace", ""), m["metadata"]["name"]): rights_of(m["rules"])
         for m in found
-        if m["kind"] == kind and m["metadata"]["name"].startswith("duckmesh-operator")
+        if m["kind"] == kind and runs(m) and m["metadata"]["name"].startswith("duckmesh-operator")
     }
+
+
+def runs(found: Manifest) -> bool:
+    """Whether it is there while the release is, and not for its end only."""
+    return "helm.sh/hook" not in found["metadata"].get("annotations", {})
 
 
 def test_cluster_wide_operator_has_one_role_everywhere_and_one_at_home(helm: str) -> None:
@@ -245,7 +250,7 @@ def test_namespaced_operator_has_roles_only(helm: str, tmp_path: Path) -> None:
         ("team", "duckmesh-operator-tenants"): chart_text.rights("tenants"),
         (SYSTEM, "duckmesh-operator"): chart_text.rights("home") | chart_text.rights("canary"),
     }
-    for binding in (m for m in found if m["kind"] == "RoleBinding"):
+    for binding in (m for m in found if m["kind"] == "RoleBinding" and runs(m)):
         assert binding["subjects"] == [
             {"kind": "ServiceAccount", "name": "duckmesh-operator", "namespace": SYSTEM}
         ]
