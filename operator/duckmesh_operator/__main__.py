@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import random
 import secrets
 import signal
 import sys
@@ -23,30 +24,38 @@ from typing import Final, NoReturn
 import kopf
 
 from duckmesh_operator import handlers, kube, log, metrics
-from duckmesh_operator.canary import Canary
-from duckmesh_operator.catalog import Catalog
+from duckmesh_operator.cache import OWN, CachedApi, owner_of
+from duckmesh_operator.canary import COMPONENT, Audit, Canary
 from duckmesh_operator.errors import Deaf, OperatorError, SettingsError
 from duckmesh_operator.events import Recorder
 from duckmesh_operator.health import Health, watch_loop
 from duckmesh_operator.kube import Api
 from duckmesh_operator.lag import LagBoard
-from duckmesh_operator.lease import Lease
-from duckmesh_operator.manifest import text_at
+from duckmesh_operator.lease import RETRY_S, Lease
+from duckmesh_operator.manifest import Json, dig, number_at, text_at
 from duckmesh_operator.model import parse_meta
-from duckmesh_operator.names import COMPACTOR, TENANT
+from duckmesh_operator.names import COMPACTOR, LABEL_COMPONENT, TENANT
 from duckmesh_operator.prefixes import Prefixes
 from duckmesh_operator.queue import Key, Queue
 from duckmesh_operator.reconcile.compactor import CompactorReconciler
-from duckmesh_operator.reconcile.credentials import STORE_KEY, Credentials
+from duckmesh_operator.reconcile.credentials import STORE_KEY
+from duckmesh_operator.reconcile.sparing import SparingCatalog, SparingCredentials
 from duckmesh_operator.reconcile.tenant import TenantReconciler
-from duckmesh_operator.rotation import SecretWatch
 from duckmesh_operator.release import release
+from duckmesh_operator.rotation import SecretWatch
 from duckmesh_operator.settings import Settings, from_env
 from duckmesh_operator.sweep import Sweeper
 
 logger = logging.getLogger(__name__)
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+#: A standby reads the cluster as often, so that it has little left to read when it takes over.
+WARM_EVERY_S: Final = 300.0
+#: At start, what nobody changed meanwhile is looked at within this time, not all of it at once.
+START_SPREAD_S: Final = 15.0
+#: A queue whose oldest key waits longer than this does not move.
+LATE_S: Final = 60.0
 
 
 class Operator:
@@ -69,21 +78,26 @@ class Operator:
         self._prefixes = Prefixes()
         self._board = LagBoard()
         self._catalogs = {
-            name: Catalog(name, found.secret_dir) for name, found in settings.catalogs.items()
+            name: SparingCatalog(name, found.secret_dir, clock=clock)
+            for name, found in settings.catalogs.items()
         }
+        self._cache = CachedApi(
+            api, namespaces=settings.watch_namespaces, changed=self._add, clock=clock
+        )
         self.lease = Lease(api, namespace=settings.namespace, identity=identity, clock=clock)
         self._canary = Canary(api, namespace=settings.namespace, identity=identity, clock=clock)
+        self._audit = Audit(self._cache, found=self._add, clock=clock)
         self._tenants = TenantReconciler(
-            api=api,
+            api=self._cache,
             catalogs=self._catalogs,
             settings=settings,
             board=self._board,
             prefixes=self._prefixes,
             recorder=Recorder(api, instance=settings.pod_name, clock=clock, now=_now),
-            credentials=Credentials(api),
+            credentials=SparingCredentials(self._cache, clock=clock),
             now=_now,
         )
-        compactors = CompactorReconciler(api=api, now=_now)
+        compactors = CompactorReconciler(api=self._cache, now=_now)
         self._work: dict[str, Callable[[Key], Awaitable[float | None]]] = {
             TENANT.kind: self._tenants.reconcile,
             COMPACTOR.kind: compactors.reconcile,
@@ -117,11 +131,16 @@ class Operator:
 
     def alive(self) -> list[str]:
         """Problems that only a restart cures."""
-        return ["the watch does not bring what was written"] if self._canary.deaf else []
+        problems = ["the watch does not bring what was written"] if self._canary.deaf else []
+        return [*problems, *(f"the watch of {kind} is silent" for kind in self._audit.deaf)]
 
     def ready(self) -> list[str]:
-        """Problems that pass by themselves."""
-        return ["the watch is starting"] if self._leading and not self._watching.is_set() else []
+        """Problems that pass by themselves: a leader is ready while it reconciles."""
+        if not self._leading:
+            return []
+        problems = [] if self._watching.is_set() else ["the watch is starting"]
+        late_s = self._queue.age_s
+        return [*problems, f"reconciles wait for {late_s:.0f} s"] if late_s > LATE_S else problems
 
     async def run(self, on_watching: Callable[[], None]) -> None:
         """Stand by, then lead, until something ends or it is cancelled.
@@ -132,19 +151,22 @@ class Operator:
         Raises:
             ExceptionGroup, OperatorError: What ended the leadership.
         """
-        await self.lease.acquire()
+        await self._stand_by()
         self._leading = True
         metrics.leading(True)
         collectors = self._collectors()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._hold())
+                await self._cache.load()
                 await self._load_prefixes()
                 await self._sweeper.look()
+                await self._add_all()
                 group.create_task(self._queue.run())
                 group.create_task(self._sweeper.run())
                 group.create_task(self._canary.run())
                 group.create_task(self._secrets.run())
+                group.create_task(self._audit.run())
                 group.create_task(self._tell_when_watching(on_watching))
                 group.create_task(self._watch())
         finally:
@@ -157,19 +179,46 @@ class Operator:
         await self.lease.hold()
         self._on_lost()
 
+    async def _stand_by(self) -> None:
+        """Wait for the lease, and read the cluster now and then meanwhile."""
+        warming = asyncio.create_task(self._warm())
+        try:
+            await self.lease.acquire()
+        finally:
+            warming.cancel()
+            await asyncio.wait({warming})
+
+    async def _warm(self) -> None:
+        await asyncio.sleep(RETRY_S)  # who gets the lease at once reads everything anyway
+        while True:
+            try:
+                await self._cache.load()
+            except* OperatorError as errors:
+                told = "; ".join(str(error) for error in errors.exceptions)
+                logger.info("cluster not read", extra={"error": told})
+            await asyncio.sleep(WARM_EVERY_S)
+
     async def _load_prefixes(self) -> None:
-        for obj in await self._list_tenants():
+        for obj in await self._cache.list(TENANT, None):
             meta = parse_meta(obj)
             store = text_at(obj, "spec", "storage", "name") or "default"
             prefix = text_at(obj, "spec", "storage", "prefix") or meta.full_name
             self._prefixes.claim(meta, store, prefix)
 
+    async def _add_all(self) -> None:
+        """Queue every Tenant and Compactor: at once what changed while no operator looked, the rest by and by."""
+        for kind in OWN:
+            for obj in await self._cache.list(kind, None):
+                meta = parse_meta(obj)
+                seen = number_at(obj, "status", "observedGeneration") == meta.generation
+                rest = seen and dig(obj, "metadata", "deletionTimestamp") is None
+                delay_s = random.uniform(0, START_SPREAD_S) if rest else 0.0  # noqa: S311 - spreads load
+                self._queue.add_after(Key(kind.kind, meta.namespace, meta.name), delay_s)
+
     async def _watch(self) -> NoReturn:
         namespaces = self._settings.watch_namespaces
         await kopf.operator(
-            registry=handlers.build_registry(
-                add=self._add, noticed=self._canary.noticed, canary=self._canary.seen
-            ),
+            registry=handlers.build_registry(self._notice),
             settings=handlers.build_settings(),
             standalone=True,
             clusterwide=not namespaces,
@@ -178,6 +227,15 @@ class Operator:
             ready_flag=self._watching,
         )
         raise Deaf("the watch ended")
+
+    def _notice(self, obj: Json, gone: bool) -> None:
+        """Take in an event of the watch; what it says already known, nobody needs to look."""
+        self._canary.noticed()
+        self._audit.heard(obj)
+        if text_at(obj, "metadata", "labels", LABEL_COMPONENT) == COMPONENT:
+            self._canary.seen(obj)
+        if self._cache.notice(obj, gone=gone) and (owner := owner_of(obj)) is not None:
+            self._add(owner)
 
     def _add(self, key: Key) -> None:
         served = self._settings.watch_namespaces
@@ -250,7 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=version("duckmesh-operator"))
     commands = parser.add_subparsers(dest="command", metavar="[release]")
     letting_go = commands.add_parser(
-        "release", help="before an uninstall: stop the operator, take its finalizers off all Tenants"
+        "release",
+        help="before an uninstall: stop the operator, take its finalizers off all Tenants",
     )
     letting_go.add_argument("--deployment", required=True, help="the operator's")
     letting_go.add_argument(

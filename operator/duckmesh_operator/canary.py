@@ -1,7 +1,12 @@
-"""The canary: a small object written every half minute must come back through the watch, or the operator is deaf.
+"""How the operator learns that it is deaf: a canary for the connection, an audit for each stream.
 
-A watch may be silent because nothing happens or because it is dead; only a change of our own tells. The object is a
-NetworkPolicy that selects no pod, in the operator's namespace: a kind that is watched anyway.
+A watch may be silent because nothing happens or because it is dead; only a change tells. The canary is a change of our
+own: a NetworkPolicy that selects no pod, in the operator's namespace, written every half minute, must come back.
+
+Each kind, and each namespace where not all are served, has a stream of its own, and not every kind has an object that
+could be written for nothing: a Tenant's would be everyone's to see. So every minute each kind is listed as well. What
+the list shows and the watch did not bring is taken from the list at once, and must come through the watch soon after,
+or the stream is dead. That also finds what no stream tells: objects that went while it was interrupted.
 """
 
 from __future__ import annotations
@@ -9,12 +14,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import count
 from typing import Final
 
+from duckmesh_operator.cache import CACHED, OWN, CachedApi, News, Place, place_of, version_of
 from duckmesh_operator.errors import Deaf, OperatorError
 from duckmesh_operator.kube import Api
 from duckmesh_operator.manifest import Json, Manifest, text_at
-from duckmesh_operator.names import LABEL_COMPONENT, LABEL_MANAGED_BY, MANAGED_BY, NETWORK_POLICY
+from duckmesh_operator.names import (
+    LABEL_COMPONENT,
+    LABEL_MANAGED_BY,
+    MANAGED_BY,
+    NETWORK_POLICY,
+    WATCHED,
+    Kind,
+)
+from duckmesh_operator.queue import Key
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +38,11 @@ COMPONENT: Final = "canary"
 EVERY_S: Final = 30.0
 #: kopf starts a silent stream again after 70 s; past this time it is not going to come back.
 DEAF_AFTER_S: Final = 90.0
+#: Every watched kind is listed once in this time; others, which only we write, once in so many rounds.
+AUDIT_EVERY_S: Final = 60.0
+AUDIT_OTHERS: Final = 5
+#: How long after a list the watch may bring what the list showed: with `AUDIT_EVERY_S` below two minutes.
+AUDIT_GRACE_S: Final = 45.0
 _ANNOTATION: Final = "duckmesh.io/canary"
 
 
@@ -111,3 +131,71 @@ class Canary:
             },
             "spec": {"podSelector": {"matchLabels": nobody}, "policyTypes": ["Ingress"]},
         }
+
+
+class Audit:
+    """Compares lists with what the watch brought; see the module.
+
+    Args:
+        cache: Where lists and the watch meet.
+        found: Told whose object the watch had missed.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self, cache: CachedApi, *, found: Callable[[Key], None], clock: Callable[[], float]
+    ) -> None:
+        self._cache = cache
+        self._found = found
+        self._clock = clock
+        self._owed: dict[Place, tuple[int, float]] = {}
+        self._heard: dict[Place, int] = {}
+
+    def heard(self, obj: Json) -> None:
+        """Take in an event of the watch, deletions too; the object says its kind."""
+        place, version = place_of(obj), version_of(obj)
+        self._heard[place] = version
+        if place in self._owed and version >= self._owed[place][0]:
+            del self._owed[place]
+
+    @property
+    def deaf(self) -> list[str]:
+        """Kinds whose watch owes an object for too long."""
+        late = self._clock() - AUDIT_GRACE_S
+        return sorted({place.kind for place, (_, since) in self._owed.items() if since < late})
+
+    async def look(self, kind: Kind) -> None:
+        """List a kind once; a list that fails says nothing about the watch."""
+        self._heard.clear()  # only what the watch brings while the list is read can overtake it
+        try:
+            news = await self._cache.refresh(kind)
+        except OperatorError as error:
+            logger.warning("kind not listed", extra={"kind": kind.kind, "error": str(error)})
+            return
+        for one in news:
+            self._miss(kind, one)
+        for place in [place for place in self._owed if not self._cache.store.version(place)]:
+            del self._owed[place]  # gone meanwhile, which a stream that starts again does not tell
+
+    async def run(self) -> None:
+        """List kinds in turn until a stream is deaf.
+
+        Raises:
+            Deaf: A stream did not bring in time what a list had shown.
+        """
+        for number in count(1):
+            for kind in CACHED:
+                await asyncio.sleep(AUDIT_EVERY_S / len(CACHED))
+                if kind in (*OWN, *WATCHED) or number % AUDIT_OTHERS == 0:
+                    await self.look(kind)
+                if self.deaf:
+                    raise Deaf(f"the watch does not bring every {', '.join(self.deaf)}")
+
+    def _miss(self, kind: Kind, news: News) -> None:
+        place, version = news.place, news.version
+        if version and kind in (*OWN, *WATCHED) and self._heard.get(place, 0) < version:
+            self._owed.setdefault(place, (version, self._clock()))
+            extra = {"kind": kind.kind, "namespace": place.namespace, "name_": place.name}
+            logger.info("missed by the watch", extra=extra)
+        if news.owner is not None:
+            self._found(news.owner)

@@ -1,4 +1,4 @@
-"""kopf's side of the operator: every watch event becomes a key in the queue, nothing else happens here.
+"""kopf's side of the operator: every watch event is passed on at once, nothing else happens here.
 
 kopf is the watch engine only: no change handlers, no daemons, no timers, so that it writes no annotation, finalizer or
 status anywhere.
@@ -6,42 +6,22 @@ status anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import kopf
 
-from duckmesh_operator.canary import COMPONENT
 from duckmesh_operator.manifest import Json
-from duckmesh_operator.names import (
-    COMPACTOR,
-    LABEL_COMPONENT,
-    LABEL_MANAGED_BY,
-    LABEL_TENANT,
-    LABEL_TENANT_NAMESPACE,
-    MANAGED_BY,
-    NETWORK_POLICY,
-    TENANT,
-    WATCHED,
-    Kind,
-)
-from duckmesh_operator.queue import Key
+from duckmesh_operator.names import COMPACTOR, LABEL_MANAGED_BY, MANAGED_BY, TENANT, WATCHED, Kind
 
 _SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
 
-def build_registry(
-    *,
-    add: Callable[[Key], None],
-    noticed: Callable[[], None],
-    canary: Callable[[Json], None],
-) -> kopf.OperatorRegistry:
+def build_registry(notice: Callable[[Json, bool], None]) -> kopf.OperatorRegistry:
     """Handlers for all watched kinds.
 
     Args:
-        add: Takes the key of a Tenant or Compactor to look at.
-        noticed: Told of every event.
-        canary: Takes the canary's object.
+        notice: Takes the object, with its kind, and whether it is gone; must not wait for anything.
     """
     registry = kopf.OperatorRegistry()
 
@@ -51,29 +31,14 @@ def build_registry(
             settings=settings
         )
 
-    def watch_own(kind: Kind) -> None:
+    def watch(kind: Kind) -> None:
         @kopf.on.event(*_resource(kind), id=kind.plural, registry=registry)
-        async def changed(namespace: str | None, name: str | None, **_: Any) -> None:
-            noticed()
-            add(Key(kind.kind, namespace or "", name or ""))
+        async def changed(event: kopf.RawEvent, **_: Any) -> None:
+            about = {"apiVersion": kind.api_version, "kind": kind.kind}
+            notice({**event["object"], **about}, event["type"] == "DELETED")
 
-    def watch_children(kind: Kind) -> None:
-        @kopf.on.event(*_resource(kind), id=kind.plural, registry=registry)
-        async def changed(
-            namespace: str | None, labels: Mapping[str, str], body: kopf.Body, **_: Any
-        ) -> None:
-            noticed()
-            if kind is NETWORK_POLICY and labels.get(LABEL_COMPONENT) == COMPONENT:
-                canary(body)
-            elif tenant := labels.get(LABEL_TENANT):
-                # What is about a Tenant in the operator's own namespace says where that is.
-                where = labels.get(LABEL_TENANT_NAMESPACE) or namespace or ""
-                add(Key(TENANT.kind, where, tenant))
-
-    for kind in (TENANT, COMPACTOR):
-        watch_own(kind)
-    for kind in WATCHED:
-        watch_children(kind)
+    for kind in (TENANT, COMPACTOR, *WATCHED):
+        watch(kind)
     return registry
 
 
@@ -88,6 +53,8 @@ def build_settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
     settings.queueing.worker_limit = 50
+    # A worker is an object's until it was idle for so long: at the usual 5 s, 50 workers take 10 objects a second.
+    settings.queueing.idle_timeout = 0.1
     settings.queueing.error_delays = (0.5, 1, 2, 5, 10, 30)
     settings.networking.request_timeout = 30
     settings.networking.enforce_retry_after = True

@@ -2,8 +2,8 @@
 
 The election itself is `kubernetes.aio.leaderelection`. It is wrapped where it would not let go in time: a request that
 hangs is cut short, network errors count as "not renewed" instead of ending the election, and a watchdog of our own
-tells of the loss when no renewal went through for `RENEW_S`, whatever the library is waiting for. Another process takes
-over `LEASE_S` after it last saw a change, so the loss is known before.
+tells of the loss when no renewal went through for `RENEW_S`, whatever the library is waiting for, and as soon as another's
+name is read. Another process takes over `LEASE_S` after it last saw a change, so the loss is known before.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Lease:
         renewing = asyncio.create_task(self._election().renew_loop())
         try:
             while not renewing.done() and self.held:
-                await asyncio.wait({renewing}, timeout=self._left_s())
+                await asyncio.wait({renewing}, timeout=min(RETRY_S, self._left_s()))
         finally:
             renewing.cancel()
 
@@ -119,6 +119,8 @@ class _Lock(BaseLock):
         except (OperatorError, TimeoutError) as error:
             return False, ApiException(status=0, reason=type(error).__name__)
         spec = object_at(self._live, "spec")
+        if spec.get("holderIdentity") not in (None, "", self.identity):
+            self.renewed_at = float("-inf")  # another's, whatever we wrote before
         return True, LeaderElectionRecord(
             text_at(spec, "holderIdentity") or None,
             str(number_at(spec, "leaseDurationSeconds")) or None,

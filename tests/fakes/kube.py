@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from duckmesh_operator.errors import Conflict, Invalid, NotFound, OperatorError
+from duckmesh_operator.kube import Page
 from duckmesh_operator.names import DEPLOYMENT, FIELD_MANAGER, REVISION, Kind, kind_of
 
 Object = dict[str, Any]
 Place = tuple[str, str, str]
+_PAGE = 2
 
 
 class FakeApi:
@@ -24,12 +26,14 @@ class FakeApi:
 
     Attributes:
         writes: `verb kind/name` of every write that got through, also those that changed nothing.
+        calls: `verb kind` of every call.
         failing: Raised by the next call of a verb (`get`, `list`, `apply`, ...) or of `verb kind`.
     """
 
     def __init__(self) -> None:
         self.objects: dict[Place, Object] = {}
         self.writes: list[str] = []
+        self.calls: list[str] = []
         self.failing: dict[str, OperatorError] = {}
         self._applied: dict[tuple[Place, str], Object] = {}
         self._numbers = itertools.count(1)
@@ -51,6 +55,14 @@ class FakeApi:
             and namespace in (None, place)
             and (labels or {}).items() <= item["metadata"].get("labels", {}).items()
         ]
+
+    async def pages(
+        self, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Page]:
+        items = await self.list(kind, namespace, labels)
+        version = str(next(self._numbers))
+        for start in range(0, max(1, len(items)), _PAGE):
+            yield Page(version=version, items=items[start : start + _PAGE])
 
     async def create(self, manifest: Object) -> Object:
         self._fail("create", manifest["kind"])
@@ -164,7 +176,8 @@ class FakeApi:
 
     def start_pods(self, namespace: str, name: str) -> None:
         """Do what Deployment controller and kubelet would: all pods of the newest template ready."""
-        item = self._find((DEPLOYMENT.kind, namespace, name))
+        place = (DEPLOYMENT.kind, namespace, name)
+        item = copy.deepcopy(self._find(place))
         count = item["spec"]["replicas"]
         item["status"] = {
             "observedGeneration": item["metadata"]["generation"],
@@ -172,6 +185,7 @@ class FakeApi:
             "updatedReplicas": count,
             "readyReplicas": count,
         }
+        self._update(place, item)
 
     # ---------------------------------------------------------------- inside
 
@@ -206,6 +220,7 @@ class FakeApi:
         self.writes.append(f"{verb} {place[0]}/{place[2]}")
 
     def _fail(self, verb: str, kind: str) -> None:
+        self.calls.append(f"{verb} {kind}")
         for key in (verb, f"{verb} {kind}"):
             if key in self.failing:
                 raise self.failing.pop(key)

@@ -1,15 +1,23 @@
-"""The canary tells a deaf watch from a quiet one."""
+"""Canary and audit tell a deaf watch from a quiet one."""
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from duckmesh_operator.canary import DEAF_AFTER_S, Canary
-from duckmesh_operator.errors import Unavailable
+from duckmesh_operator import canary as canaries
+from duckmesh_operator.cache import CACHED, CachedApi
+from duckmesh_operator.canary import AUDIT_GRACE_S, DEAF_AFTER_S, Audit, Canary
+from duckmesh_operator.errors import Deaf, Unavailable
 from duckmesh_operator.manifest import Manifest
+from duckmesh_operator.names import REVISION, SERVICE, TENANT, WATCHED, Kind, labels
+from duckmesh_operator.queue import Key
+from tests.fakes.kube import FakeApi
+from tests.tenants import UID, tenant_object
 
 
 class _Api:
@@ -83,3 +91,184 @@ async def test_the_song_of_another_process_does_not_count(bench: _Bench) -> None
     bench.now += DEAF_AFTER_S + 1
 
     assert bench.canary.deaf
+
+
+# -------------------------------------------------------------------- audit
+
+
+class Listening:
+    """An audit over an API server in memory, with a watch that brings what a test lets through."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.api = FakeApi()
+        self.found: list[Key] = []
+        self.cache = CachedApi(
+            self.api, namespaces=(), changed=self.found.append, clock=lambda: self.now
+        )
+        self.audit = Audit(self.cache, found=self.found.append, clock=lambda: self.now)
+
+    def watch(self, kind: Kind, name: str) -> None:
+        """Let the watch bring the object as it is."""
+        obj = copy.deepcopy(self.api.objects[kind.kind, "team", name])
+        self.audit.heard(obj)
+        self.cache.notice(obj, gone=False)
+
+    def add(self, kind: Kind, name: str) -> None:
+        if kind is TENANT:
+            self.api.add(tenant_object(name=name))
+            return
+        meta = {"name": name, "namespace": "team", "labels": labels("acme", UID, "ingest")}
+        spec = {"template": {"spec": {"containers": [{"name": "x"}]}}}
+        about = {"apiVersion": kind.api_version, "kind": kind.kind}
+        self.api.add({**about, "metadata": meta, "spec": spec, "data": {}})
+
+
+@pytest.fixture
+def listening() -> Listening:
+    return Listening()
+
+
+@pytest.mark.parametrize("kind", [TENANT, *WATCHED], ids=lambda kind: kind.kind)
+async def test_every_watched_kind_that_falls_silent_is_healed_at_once_and_found_out_soon(
+    listening: Listening, kind: Kind
+) -> None:
+    listening.add(kind, "acme")
+
+    await listening.audit.look(kind)
+
+    assert listening.found == [Key("Tenant", "team", "acme")]
+    assert listening.cache.store.places(kind.kind, "team")
+    assert listening.audit.deaf == []
+    listening.now = AUDIT_GRACE_S + 1
+    assert listening.audit.deaf == [kind.kind]
+
+
+async def test_a_watch_that_is_only_late_is_not_deaf(listening: Listening) -> None:
+    listening.add(SERVICE, "x")
+    await listening.audit.look(SERVICE)
+    listening.now = AUDIT_GRACE_S - 1
+
+    listening.watch(SERVICE, "x")
+    listening.now = AUDIT_GRACE_S + 1
+
+    assert listening.audit.deaf == []
+
+
+async def test_an_older_event_does_not_pay_for_a_newer_object(listening: Listening) -> None:
+    listening.add(SERVICE, "x")
+    old = copy.deepcopy(listening.api.objects["Service", "team", "x"])
+    listening.api.edit(SERVICE, "team", "x", {"spec": {"a": 1}})
+    await listening.audit.look(SERVICE)
+
+    listening.audit.heard(old)
+    listening.now = AUDIT_GRACE_S + 1
+
+    assert listening.audit.deaf == ["Service"]
+
+
+async def test_an_event_that_comes_while_the_list_is_read_counts(listening: Listening) -> None:
+    for name in "abc":  # pages of two
+        listening.add(SERVICE, name)
+    pages = listening.api.pages
+
+    async def slow(*asked: Any) -> Any:
+        async for page in pages(*asked):
+            yield page
+            for name in "abc":
+                listening.watch(SERVICE, name)
+
+    listening.api.pages = slow  # type: ignore[method-assign]
+    await listening.audit.look(SERVICE)
+    listening.now = AUDIT_GRACE_S + 1
+
+    assert listening.audit.deaf == []
+
+
+async def test_a_deletion_that_no_stream_told_is_healed_and_blames_nobody(
+    listening: Listening,
+) -> None:
+    """A stream that starts again after an interruption lists what is there, not what went."""
+    listening.add(SERVICE, "x")
+    listening.watch(SERVICE, "x")
+    listening.api.remove(SERVICE, "team", "x")
+
+    await listening.audit.look(SERVICE)
+    listening.now = AUDIT_GRACE_S + 1
+
+    assert listening.found == [Key("Tenant", "team", "acme")]
+    assert listening.cache.store.places("Service", None) == []
+    assert listening.audit.deaf == []
+
+
+async def test_an_object_that_goes_before_the_watch_brought_it_blames_nobody(
+    listening: Listening,
+) -> None:
+    listening.add(SERVICE, "x")
+    await listening.audit.look(SERVICE)
+    listening.api.remove(SERVICE, "team", "x")
+
+    await listening.audit.look(SERVICE)
+    listening.now = AUDIT_GRACE_S + 1
+
+    assert listening.audit.deaf == []
+
+
+async def test_a_kind_that_no_watch_brings_is_healed_and_blames_nobody(
+    listening: Listening,
+) -> None:
+    listening.add(REVISION, "x")
+
+    await listening.audit.look(REVISION)
+    listening.now = AUDIT_GRACE_S + 1
+
+    assert listening.found == [Key("Tenant", "team", "acme")]
+    assert listening.audit.deaf == []
+
+
+async def test_a_list_that_fails_says_nothing(listening: Listening) -> None:
+    listening.add(SERVICE, "x")
+    listening.watch(SERVICE, "x")
+    listening.api.failing["list"] = Unavailable("down")
+
+    await listening.audit.look(SERVICE)
+
+    assert listening.cache.store.places("Service", None)
+    assert listening.found == []
+
+
+async def test_a_deaf_stream_ends_the_process(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canaries, "AUDIT_EVERY_S", 0.0)
+    monkeypatch.setattr(canaries, "AUDIT_GRACE_S", -1.0)
+    listening.add(TENANT, "acme")
+
+    async with asyncio.timeout(30):
+        with pytest.raises(Deaf, match="Tenant"):
+            await listening.audit.run()
+
+
+async def test_all_cached_kinds_have_their_turn(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canaries, "AUDIT_EVERY_S", 0.0)
+    looked: list[str] = []
+
+    async def look(kind: Kind) -> None:
+        looked.append(kind.kind)
+        if len(looked) == 7 * 5 + 1:
+            raise Deaf("enough")
+
+    monkeypatch.setattr(listening.audit, "look", look)
+    async with asyncio.timeout(30):
+        with pytest.raises(Deaf, match="enough"):
+            await listening.audit.run()
+
+    assert looked.count("ControllerRevision") == 1
+    assert set(looked) == {kind.kind for kind in CACHED}
+
+
+def test_a_deaf_stream_is_found_within_two_minutes() -> None:
+    assert canaries.AUDIT_EVERY_S + AUDIT_GRACE_S <= 120
+    assert canaries.EVERY_S + DEAF_AFTER_S <= 120

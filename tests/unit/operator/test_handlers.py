@@ -2,84 +2,38 @@ from __future__ import annotations
 
 from typing import Any
 
-import kopf
 import pytest
 
 from duckmesh_operator import handlers
-from duckmesh_operator.canary import COMPONENT
-from duckmesh_operator.names import WATCHED, labels
-from duckmesh_operator.queue import Key
-from tests.tenants import UID
+from duckmesh_operator.names import COMPACTOR, TENANT, WATCHED, Kind
 
 
 class Taken:
     """What the handlers passed on."""
 
     def __init__(self) -> None:
-        self.keys: list[Key] = []
-        self.songs: list[Any] = []
-        self.events = 0
-        self.registry = handlers.build_registry(
-            add=self.keys.append, noticed=self._noticed, canary=self.songs.append
-        )
+        self.noticed: list[tuple[Any, bool]] = []
+        self.registry = handlers.build_registry(lambda obj, gone: self.noticed.append((obj, gone)))
 
-    def _noticed(self) -> None:
-        self.events += 1
-
-    async def send(self, plural: str, obj: dict[str, Any]) -> object:
-        (handler,) = [one for one in self._watching() if one.id == plural]
-        meta = obj["metadata"]
-        return await handler.fn(
-            namespace=meta["namespace"],
-            name=meta["name"],
-            labels=meta.get("labels", {}),
-            body=kopf.Body(obj),
-            retry=0,
-        )
-
-    def _watching(self) -> list[Any]:
-        return list(self.registry._watching._handlers)
+    async def send(self, kind: Kind, event: str | None, obj: dict[str, Any]) -> object:
+        (handler,) = [one for one in self.registry._watching._handlers if one.id == kind.plural]
+        return await handler.fn(event={"type": event, "object": obj}, retry=0)  # type: ignore[call-arg]
 
 
-def child(**found: str) -> dict[str, Any]:
-    return {"metadata": {"namespace": "team", "name": "x", "labels": found}}
-
-
+@pytest.mark.parametrize("kind", [TENANT, COMPACTOR, *WATCHED], ids=lambda kind: kind.plural)
 @pytest.mark.parametrize(
-    ("plural", "obj", "key"),
-    [
-        ("tenants", child(), Key("Tenant", "team", "x")),
-        ("compactors", child(), Key("Compactor", "team", "x")),
-        ("services", child(**labels("acme", UID, "ingest")), Key("Tenant", "team", "acme")),
-        ("deployments", child(**labels("acme", UID, "query")), Key("Tenant", "team", "acme")),
-    ],
+    ("event", "gone"), [(None, False), ("ADDED", False), ("MODIFIED", False), ("DELETED", True)]
 )
-async def test_an_event_becomes_the_key_of_its_owner(
-    plural: str, obj: dict[str, Any], key: Key
+async def test_an_event_is_passed_on_with_its_kind_and_whether_the_object_is_gone(
+    kind: Kind, event: str | None, gone: bool
 ) -> None:
     taken = Taken()
+    obj = {"metadata": {"namespace": "team", "name": "x"}}
 
-    assert await taken.send(plural, obj) is None
-    assert taken.keys == [key]
-    assert taken.events == 1
+    assert await taken.send(kind, event, obj) is None
 
-
-async def test_the_canarys_object_goes_to_the_canary() -> None:
-    taken = Taken()
-
-    await taken.send("networkpolicies", child(**{"app.kubernetes.io/component": COMPONENT}))
-    await taken.send("networkpolicies", child(**labels("acme", UID, "ingest")))
-
-    assert len(taken.songs) == 1
-    assert taken.keys == [Key("Tenant", "team", "acme")]
-
-
-async def test_an_object_without_a_tenant_is_nobodys() -> None:
-    taken = Taken()
-
-    await taken.send("services", child())
-
-    assert taken.keys == []
+    about = {"apiVersion": kind.api_version, "kind": kind.kind}
+    assert taken.noticed == [(obj | about, gone)]
 
 
 def test_nothing_makes_kopf_write_to_objects() -> None:
@@ -91,6 +45,13 @@ def test_nothing_makes_kopf_write_to_objects() -> None:
     assert settings.peering.standalone
     assert not settings.posting.enabled
     assert settings.scanning.disabled
+
+
+def test_an_idle_object_does_not_keep_a_worker_from_others() -> None:
+    queueing = handlers.build_settings().queueing
+
+    assert queueing.worker_limit is not None
+    assert queueing.worker_limit / queueing.idle_timeout >= 500  # objects a second
 
 
 def test_only_our_children_are_watched() -> None:

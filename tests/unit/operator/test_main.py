@@ -90,6 +90,86 @@ async def test_a_namespaced_operator_hears_its_canary(cluster: Cluster, secrets_
     assert cluster.asked["namespaces"] == ["duckmesh-system", "team"]
 
 
+def make_operator(cluster: Cluster, secrets_dir: Path) -> process.Operator:
+    return process.Operator(cluster.api, settings(secrets_dir), on_lost=lambda: None)
+
+
+async def test_an_event_is_news_once(cluster: Cluster, secrets_dir: Path) -> None:
+    operator = make_operator(cluster, secrets_dir)
+    obj = cluster.api.add(tenant_object())
+
+    operator._notice(obj, False)
+    assert operator._queue.depth == 1
+    taken = operator._queue._schedule.take(asyncio.get_running_loop().time())
+    assert taken == process.Key(TENANT.kind, "team", "acme")
+    operator._queue._schedule.done(taken, 0)
+
+    operator._notice(obj, False)
+    assert operator._queue.depth == 0
+
+
+async def test_at_start_what_changed_meanwhile_is_due_at_once_and_the_rest_soon(
+    cluster: Cluster, secrets_dir: Path
+) -> None:
+    cluster.api.add(tenant_object(name="new"))
+    cluster.api.add(tenant_object(name="known") | {"status": {"observedGeneration": 1}})
+    going = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    cluster.api.add(tenant_object(name="going", **going) | {"status": {"observedGeneration": 1}})
+    operator = make_operator(cluster, secrets_dir)
+    started = asyncio.get_running_loop().time()
+
+    await operator._cache.load()
+    await operator._add_all()
+
+    due = {key.name: at - started for key, at in operator._queue._schedule._due.items()}
+    assert set(due) == {"new", "known", "going"}
+    assert sorted(due, key=due.__getitem__)[-1] == "known"
+    took = asyncio.get_running_loop().time() - started
+    assert due["known"] <= process.START_SPREAD_S + took
+
+
+async def test_a_leader_whose_queue_does_not_move_is_not_ready(
+    cluster: Cluster, secrets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = make_operator(cluster, secrets_dir)
+    operator._leading = True
+    assert operator.ready() == ["the watch is starting"]
+    operator._watching.set()
+    assert operator.ready() == []
+
+    operator._queue.add_after(process.Key(TENANT.kind, "team", "acme"), -process.LATE_S - 10)
+
+    assert "reconciles wait for" in operator.ready()[0]
+    assert operator.alive() == []
+
+
+async def test_a_standby_has_read_the_cluster_before_it_leads(
+    cluster: Cluster, secrets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "RETRY_S", 0)
+    cluster.api.add(tenant_object())
+    operator = make_operator(cluster, secrets_dir)
+    loaded, load = asyncio.Event(), operator._cache.load
+    cluster.api.failing["list Service"] = Unavailable("the first reading fails")
+    monkeypatch.setattr(process, "WARM_EVERY_S", 0)
+
+    async def tell() -> None:
+        await load()
+        loaded.set()
+
+    monkeypatch.setattr(operator._cache, "load", tell)
+    monkeypatch.setattr(operator.lease, "acquire", asyncio.Event().wait)
+    waiting = asyncio.create_task(operator.run(lambda: None))
+    async with asyncio.timeout(30):
+        await loaded.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    assert operator._cache.store.places("Tenant", None)
+    assert operator._queue.depth == 0
+
+
 @pytest.mark.parametrize(("namespace", "queued"), [("team", 1), ("duckmesh-system", 0)])
 async def test_a_namespaced_operator_leaves_other_namespaces_alone(
     cluster: Cluster, secrets_dir: Path, namespace: str, queued: int
@@ -120,6 +200,7 @@ async def test_older_tenants_hold_their_prefixes_from_the_start(
 ) -> None:
     cluster.api.add(tenant_object())
     operator = process.Operator(cluster.api, settings(secrets_dir), on_lost=lambda: None)
+    await operator._cache.load()
     await operator._load_prefixes()
     late = tenant_object(
         {"storage": {"prefix": "team"}},
@@ -127,7 +208,7 @@ async def test_older_tenants_hold_their_prefixes_from_the_start(
         uid="11111111-0000-4000-8000-000000000000",
         creationTimestamp="2026-02-01T00:00:00Z",
     )
-    cluster.api.add(late)
+    operator._notice(cluster.api.add(late), False)
 
     # Its catalog does not answer, but the prefix is refused before it is asked.
     with pytest.raises(Unavailable):
