@@ -97,6 +97,50 @@ class KubeSuite:
         with pytest.raises(NotFound):
             await api.get(SERVICE, namespace, name)
 
+    async def test_a_finalizer_keeps_a_deleted_object_until_it_is_taken_off(
+        self, api: Api, namespace: str
+    ) -> None:
+        made = await api.apply(service(namespace, "kept"))
+        uid = made["metadata"]["uid"]
+        held = await api.set_finalizers(made, ["duckmesh.io/suite"])
+        assert held["metadata"]["finalizers"] == ["duckmesh.io/suite"]
+
+        await api.delete(SERVICE, namespace, "kept", uid)
+        going = await api.get(SERVICE, namespace, "kept")
+        assert going["metadata"]["deletionTimestamp"]
+        await api.set_finalizers(going, [])
+
+        with pytest.raises(NotFound):
+            await api.get(SERVICE, namespace, "kept")
+        with pytest.raises(NotFound):
+            await api.set_finalizers(going, [])
+
+    async def test_set_finalizers_of_an_old_version_conflicts(
+        self, api: Api, namespace: str
+    ) -> None:
+        old = await api.apply(service(namespace, "changed"))
+        await api.apply(service(namespace, "changed", sessionAffinity="ClientIP"))
+
+        with pytest.raises(Conflict):
+            await api.set_finalizers(old, ["duckmesh.io/suite"])
+        found = await api.get(SERVICE, namespace, "changed")
+        assert "finalizers" not in found["metadata"]
+
+    async def test_a_delete_that_waits_leaves_the_object_to_the_garbage_collector(
+        self, api: Api, namespace: str
+    ) -> None:
+        made = await api.apply(service(namespace, "lingering"))
+        uid = made["metadata"]["uid"]
+
+        await api.delete(SERVICE, namespace, "lingering", uid, wait=True)
+
+        try:
+            found = await api.get(SERVICE, namespace, "lingering")
+        except NotFound:
+            return  # it was quick
+        assert found["metadata"]["deletionTimestamp"]
+        assert "foregroundDeletion" in found["metadata"]["finalizers"]
+
     async def test_apply_with_a_uid_never_makes_or_takes_another_object(
         self, api: Api, namespace: str
     ) -> None:
