@@ -416,6 +416,16 @@ def test_it_says_what_is_wrong_and_leads_to_a_runbook(alert: str) -> None:
     assert [name for name in headings if name in PARTS] == list(PARTS)
 
 
+def test_the_chart_renders_the_same_file() -> None:
+    template = (ROOT / "charts/duckmesh/templates/prometheusrule.yaml").read_text()
+    values = yaml.safe_load((ROOT / "charts/duckmesh/values.yaml").read_text())
+
+    assert f'.Files.Get "{RULES.relative_to(ROOT / "charts/duckmesh")}"' in template
+    (prefix,) = re.findall(r'replace "(.+?)"', template)
+    assert RULES.read_text().count(f" {prefix}") == len(CASES)
+    assert values["monitoring"]["rules"] == {"enabled": False, "labels": {}, "runbookBase": ""}
+
+
 def test_every_metric_of_a_rule_is_exported() -> None:
     """Names, kinds and labels that the code does not have would make an alert that never fires."""
     exported = documented() | process_metrics()
