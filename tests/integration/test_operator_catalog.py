@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,10 @@ import duckmesh_runtime
 from duckmesh_operator.catalog import Catalog, Login, maintenance, reader, scram_verifier, writer
 from duckmesh_operator.errors import Forbidden, OperatorError, Unavailable
 from duckmesh_operator.specs.secret import build_dsn
+from duckmesh_runtime.adapters.migrate import migrate
+from duckmesh_runtime.adapters.purge import purge
+from duckmesh_runtime.errors import Unauthorized
+from duckmesh_runtime.settings import MigrateSettings, PurgeSettings, StoreSettings
 
 SQL = Path(duckmesh_runtime.__file__).parent / "sql" / "catalog"
 UID = "01234567-89ab-4cde-8f01-23456789abcd"
@@ -190,6 +195,115 @@ async def test_the_sweep_tells_lag_from_the_tables_and_survives_one_broken_lake(
     assert not report.committer_alive
     assert not report.error
     assert found["lake_9"].error
+
+
+@pytest.fixture
+async def lake(
+    catalog: Catalog, admin: asyncpg.Connection, catalog_dsn: str, tmp_path: Path
+) -> AsyncIterator[MigrateSettings]:
+    """A whole lake whose logins the operator made, as for a Tenant."""
+    await catalog.ensure_logins(logins())
+    (tmp_path / "dsn").write_text(catalog_dsn)
+    settings = MigrateSettings(
+        tenant=TENANT,
+        tenant_uid=UID,
+        lake=LAKE,
+        store=StoreSettings(url=f"{(tmp_path / 'data').as_uri()}/"),
+        admin_dir=tmp_path,
+        writer=f"{LAKE}_w",
+        maintenance=f"{LAKE}_m",
+        reader=f"{LAKE}_r",
+    )
+    await migrate(settings)
+    yield settings
+    # Their rights in this database would keep them from being dropped in the next test's. Only who granted can revoke.
+    database = await admin.fetchval("SELECT current_database()")
+    for (role,) in await admin.fetch(
+        "SELECT rolname FROM pg_roles WHERE rolname LIKE 'lake_0123%'"
+    ):
+        await admin.execute(
+            f"SET ROLE duckmesh_admin; REVOKE ALL ON DATABASE {database} FROM {role}; RESET ROLE;"
+            f"DROP OWNED BY {role}"
+        )
+
+
+def purge_of(lake: MigrateSettings) -> PurgeSettings:
+    return PurgeSettings(
+        tenant=lake.tenant,
+        tenant_uid=lake.tenant_uid,
+        lake=lake.lake,
+        store=lake.store,
+        admin_dir=lake.admin_dir,
+    )
+
+
+async def roles(admin: asyncpg.Connection) -> int:
+    count: int = await admin.fetchval(
+        "SELECT count(*) FROM pg_roles WHERE starts_with(rolname, $1)", LAKE
+    )
+    return count
+
+
+async def test_after_a_purge_the_logins_and_the_line_of_the_lake_go(
+    catalog: Catalog, admin: asyncpg.Connection, lake: MigrateSettings
+) -> None:
+    names = [one.name for one in logins()]
+    with pytest.raises(OperatorError):
+        await catalog.drop_logins(names)  # they have rights yet
+    await catalog.forget_lake(LAKE, UID)
+    (found,) = await catalog.records(uid=UID, lake=LAKE)
+    assert (found.purging, found.purged) == (False, False)
+
+    await purge(purge_of(lake))
+    (found,) = await catalog.records(uid=UID, lake=LAKE)
+    assert (found.purging, found.purged) == (True, True)
+    assert [one.lake for one in await catalog.sweep()] == [LAKE]
+    for _ in range(2):
+        await catalog.drop_logins(names)
+        await catalog.forget_lake(LAKE, UID)
+
+    assert await catalog.records(uid=UID, lake=LAKE) == []
+    assert await roles(admin) == 0
+
+
+async def test_a_lake_is_handed_over_once_and_to_one_without_a_lake(
+    catalog: Catalog, lake: MigrateSettings
+) -> None:
+    assert not await catalog.adopt_lake(LAKE, owner="someone", heir="heir")
+    assert await catalog.adopt_lake(LAKE, owner=UID, heir="heir")
+    assert not await catalog.adopt_lake(LAKE, owner=UID, heir="late")
+
+    (found,) = await catalog.records(uid="heir", lake="lake_other")
+    assert (found.lake, found.tenant_uid) == (LAKE, "heir")
+    await migrate(replace(lake, tenant_uid="heir"))
+    with pytest.raises(Unauthorized):
+        await migrate(lake)
+    with pytest.raises(Unauthorized):
+        await purge(purge_of(lake))
+
+    store = StoreSettings(url=lake.store.url.replace("/data/", "/other/"))
+    await migrate(replace(lake, lake="lake_2", store=store))
+    assert not await catalog.adopt_lake("lake_2", owner=UID, heir="heir")
+
+
+async def test_a_catalog_without_registry_has_no_records(catalog: Catalog) -> None:
+    assert await catalog.records(uid=UID, lake=LAKE) == []
+    await catalog.forget_lake(LAKE, UID)
+    await catalog.drop_logins([f"{LAKE}_w"])
+
+
+async def test_a_catalog_of_the_release_before_has_no_purges(
+    catalog: Catalog, admin: asyncpg.Connection
+) -> None:
+    for file in sorted(SQL.glob("000[1-6]*.sql")):
+        await admin.execute(file.read_text())
+    await admin.execute("SELECT duckmesh.register_lake($1, $2, $3, $4, 6)", LAKE, TENANT, UID, URL)
+
+    (found,) = await catalog.lakes(lake=LAKE, tenant=TENANT, data_url=URL)
+
+    assert (found.migration, found.purging, found.purged) == (6, False, False)
+    with pytest.raises(Unavailable):
+        await catalog.adopt_lake(LAKE, owner=UID, heir="heir")
 
 
 async def test_a_broken_connection_is_made_again(
