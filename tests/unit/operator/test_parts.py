@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from duckmesh_operator import canary as canaries
-from duckmesh_operator import metrics
+from duckmesh_operator import events, metrics
 from duckmesh_operator.canary import Canary
 from duckmesh_operator.errors import Deaf, Forbidden, Unavailable
 from duckmesh_operator.events import MEANINGS, QUIET_S, REASONS, Note, Recorder, notes_of
@@ -97,7 +99,14 @@ def test_the_end_of_a_rollout_is_told(before: str, after: str, reasons: list[str
     assert [note.reason for note in notes_of(was, now)] == reasons
 
 
-def test_every_reason_of_an_event_is_described() -> None:
+def test_every_reason_of_an_event_is_described_and_has_its_occasion() -> None:
+    package = Path(events.__file__).parent
+    made = re.compile(r'Note\(\s*reason="(\w+)"')
+    occasions = set(events._TRANSITIONS.values())
+    for file in package.rglob("*.py"):
+        occasions |= set(made.findall(file.read_text(encoding="utf-8")))
+
+    assert occasions == set(REASONS)
     assert set(MEANINGS) == set(REASONS)
 
 
