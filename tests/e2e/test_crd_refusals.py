@@ -406,14 +406,14 @@ def test_a_new_tenant_has_every_condition_from_the_first_second(
     kubectl: Kubectl, namespace: str
 ) -> None:
     """`kubectl wait` fails at once on a condition that is not there."""
-    done = kubectl(
-        "apply", "--dry-run=server", "-o", "json", "-f", "-", input=json.dumps(tenant())
-    )
+    body = tenant({"suspend": True, "paused": True, "storage": {"prefix": "seeded"}}, "seeded")
+    kubectl("create", "-f", "-", input=json.dumps(body))
 
-    status = json.loads(done.stdout)["status"]
-    assert status["phase"] == "Pending"
-    assert {one["status"] for one in status["conditions"]} == {"Unknown"}
-    assert {"Ready", "Fresh", "StorageReachable"} <= {one["type"] for one in status["conditions"]}
+    shown = kubectl("get", "tenant", "-n", NAMESPACE, "seeded", "-o", "json").stdout
+
+    found = {one["type"]: one["status"] for one in json.loads(shown)["status"]["conditions"]}
+    assert {"Ready", "SpecValid", "Fresh", "StorageReachable", "EgressRestricted"} <= set(found)
+    assert found["Ready"] != "True"
 
 
 def test_a_tenant_without_a_spec_gets_every_default(kubectl: Kubectl, namespace: str) -> None:
