@@ -20,7 +20,7 @@ from typing import Final
 
 from duckmesh_operator.errors import Conflict, NotFound
 from duckmesh_operator.kube import Api, Page
-from duckmesh_operator.manifest import Json, Manifest, object_at, text_at
+from duckmesh_operator.manifest import Json, Manifest, list_at, object_at, text_at
 from duckmesh_operator.names import (
     CHILDREN,
     COMPACTOR,
@@ -368,12 +368,15 @@ def version_of(obj: Json) -> int:
 
 
 def owner_of(obj: Json) -> Key | None:
-    """Whose reconcile looks at an object: its own, or that of the Tenant it is labelled with."""
+    """Whose reconcile looks at an object: its own, or that of the Tenant that owns it or labels it."""
     place = place_of(obj)
     if place.kind in (kind.kind for kind in OWN):
         return Key(place.kind, place.namespace, place.name)
     labels = object_at(obj, "metadata", "labels")
-    tenant = text_at(labels, LABEL_TENANT)
+    # A person may change the label, or strip the owner: either leads to the Tenant that repairs it.
+    owners = list_at(obj, "metadata", "ownerReferences")
+    owner = next((one for one in owners if text_at(one, "kind") == TENANT.kind), {})
+    tenant = text_at(owner, "name") or text_at(labels, LABEL_TENANT)
     # What is about a Tenant in the operator's own namespace says where that is.
     namespace = text_at(labels, LABEL_TENANT_NAMESPACE) or place.namespace
     return Key(TENANT.kind, namespace, tenant) if tenant else None

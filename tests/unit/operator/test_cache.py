@@ -505,3 +505,14 @@ def status() -> Manifest:
         "metadata": {"name": "acme", "namespace": "team", "uid": UID},
         "status": {"phase": "Ready"},
     }
+
+
+def test_a_child_leads_to_its_tenant_by_owner_and_by_label() -> None:
+    owned = service()
+    owned["metadata"]["ownerReferences"] = [{"kind": "Tenant", "name": "acme", "uid": UID}]
+    relabelled = copy.deepcopy(owned)
+    relabelled["metadata"]["labels"] |= labels("other", UID, "ingest")
+
+    assert caches.owner_of(owned) == ACME
+    assert caches.owner_of(relabelled) == ACME
+    assert caches.owner_of(service()) == ACME  # stripped of its owner
