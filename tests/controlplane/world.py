@@ -201,7 +201,7 @@ async def _prepare(client: Client) -> None:
 
         async def established(name: str = name) -> bool:
             found = await client.get(CRD, None, name)
-            conditions = (found or {}).get("status", {}).get("conditions", [])
+            conditions = (found or {}).get("status", {}).get("conditions") or []
             return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
         await until(f"CRD {name}", established)

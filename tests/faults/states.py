@@ -28,7 +28,7 @@ _LEFT_OUT: Final = frozenset(
     (
         *("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields"),
         *("lastTransitionTime", "observedGeneration", "startTime", "completionTime"),
-        *("observedAt", "committedAt"),
+        *("observedAt", "committedAt", "controller-uid", "batch.kubernetes.io/controller-uid"),
         *("clusterIP", "clusterIPs", "duckmesh.io/applied-digest"),
     )
 )
