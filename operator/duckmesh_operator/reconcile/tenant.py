@@ -450,8 +450,8 @@ def _owned_by_others(
         elsewhere = "" if left.data_url == context.data_url else _ELSEWHERE
         message = (
             "The catalog keeps data of an earlier Tenant of this namespace and name, which nobody may take over by "
-            "chance. Choose another name, or ask the platform team to hand the data over: kubectl duckmesh adopt "
-            f"{meta.name} --namespace {meta.namespace}.{elsewhere}"
+            "chance. Choose another name, or ask the platform team to hand the data over (kubectl duckmesh adopt "
+            f"{meta.name} --namespace {meta.namespace}).{elsewhere}"
         )
         return Problem(reason="DataOwned", message=message)
     url = context.data_url

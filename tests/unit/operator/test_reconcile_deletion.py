@@ -482,7 +482,7 @@ async def test_retained_data_waits_for_the_platforms_word(retained: World) -> No
     await retained.run()
 
     assert retained.condition("SpecValid") == ("False", "DataOwned")
-    assert "kubectl duckmesh adopt acme --namespace team" in retained.message("SpecValid")
+    assert "(kubectl duckmesh adopt acme --namespace team)" in retained.message("SpecValid")
     assert retained.catalog.logins == {}
 
 
