@@ -1,4 +1,4 @@
-"""Plays the node: Deployments get ready pods in their status, migrate Jobs really migrate, neither has a pod."""
+"""Plays the node: Deployments get ready pods in their status, Jobs really migrate and purge, none has a pod."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import asyncpg
 
-from duckmesh_operator.names import DEPLOYMENT, JOB, MANAGED_BY
+from duckmesh_operator.names import DEPLOYMENT, JOB, LABEL_COMPONENT, MANAGED_BY
 from duckmesh_runtime.adapters.migrate import migrate
-from duckmesh_runtime.settings import MigrateSettings, migrate_from_env
+from duckmesh_runtime.adapters.purge import purge
+from duckmesh_runtime.settings import MigrateSettings, migrate_from_env, purge_from_env
 from tests.controlplane.client import ApiError, Client, Manifest
 from tests.controlplane.lakes import make_light_lake, start_committer
 
@@ -26,11 +27,11 @@ class Kubelet:
 
     Attributes:
         client: The API server.
-        system: Namespace of migrate Jobs.
+        system: Namespace of Jobs.
         secrets: Folder with `admin/dsn` and `store/...`, in place of what the Job mounts.
         ready: Pods of a Deployment that are ready; by default all it asks for.
         light: After the first, only make of a lake what an operator sees of it (`lakes`): many times as fast.
-        migrated: Jobs carried out.
+        migrated: Migrate Jobs carried out.
     """
 
     client: Client
@@ -69,13 +70,16 @@ class Kubelet:
             uid = item["metadata"]["uid"]
             if event != "DELETED" and uid not in taken and not _has_ended(item):
                 taken.add(uid)
-                group.create_task(self._migrate(item))
+                group.create_task(self._carry_out(item))
 
-    async def _migrate(self, item: Manifest) -> None:
+    async def _carry_out(self, item: Manifest) -> None:
         started = _now()
         async with self._one:
-            await self._make_lake(self._settings(item))
-        self.migrated += 1
+            if item["metadata"]["labels"][LABEL_COMPONENT] == "purge":
+                await purge(purge_from_env(self._env(item)))
+            else:
+                await self._make_lake(migrate_from_env(self._env(item)))
+                self.migrated += 1
         ended = {"status": "True", "reason": "CompletionsReached", "lastTransitionTime": _now()}
         await self._write_status(
             JOB,
@@ -91,7 +95,7 @@ class Kubelet:
             },
         )
 
-    def _settings(self, item: Manifest) -> MigrateSettings:
+    def _env(self, item: Manifest) -> dict[str, str]:
         """What the Job's container would read, with folders of this machine."""
         (container,) = item["spec"]["template"]["spec"]["containers"]
         env = {one["name"]: one.get("value", "") for one in container["env"]}
@@ -99,7 +103,7 @@ class Kubelet:
             "DUCKMESH_ADMIN_DIR": str(self.secrets / "admin"),
             "DUCKMESH_STORE_DIR": str(self.secrets / "store"),
         }
-        return migrate_from_env(env | folders)
+        return env | folders
 
     async def _make_lake(self, settings: MigrateSettings) -> None:
         connection = await asyncpg.connect((self.secrets / "admin" / "dsn").read_text().strip())

@@ -112,8 +112,17 @@ class OperatorProcess:
         return tail(self.log, lines)
 
 
-def write_config(path: Path, secrets: Path, **more: Any) -> Path:
-    """The operator's YAML file, with mounted Secrets below a folder."""
+def write_config(
+    path: Path, secrets: Path, *, store: Mapping[str, str] | None = None, **more: Any
+) -> Path:
+    """The operator's YAML file, with mounted Secrets below a folder.
+
+    Args:
+        path: Of the file.
+        secrets: Folder of the mounted Secrets.
+        store: Bucket and endpoint where they are not of a store that nobody reaches.
+        more: Further values.
+    """
     values: Mapping[str, Any] = {
         "runtimeImage": f"localhost/duckmesh-runtime:{VERSION}",
         "sandboxImage": f"localhost/duckmesh-sandbox:{VERSION}",
@@ -134,7 +143,9 @@ def write_config(path: Path, secrets: Path, **more: Any) -> Path:
                 "bucket": "lakes",
                 "endpoint": "http://127.0.0.1:8333",
                 "secretDir": str(secrets / "store"),
+                "secret": "duckmesh-store-default",
                 "egress": {"cidrs": ["10.1.0.0/16"]},
+                **(store or {}),
             }
         ],
         "profiles": [
