@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ logger = logging.getLogger(__name__)
 REQUESTS_PER_SECOND: Final = 50.0
 BURST: Final = 100
 REQUEST_TIMEOUT_S: Final = 15.0
+#: Pauses before what may be done twice is tried again at once. A reconcile is many requests: without, a server that
+#: fails one in five would hardly let any through.
+_AGAIN_S: Final = (0.1, 0.5)
+_LONGEST_PAUSE_S: Final = 2.0
 #: Objects on a page of a list: a Deployment has 10 KB on the wire and five times that in memory.
 _PAGE: Final = 250
 _APPLY: Final = "application/apply-patch+yaml"  # JSON is YAML
@@ -258,6 +263,30 @@ class KubeApi:
         body: object = None,
         content_type: str = "application/json",
     ) -> Manifest:
+        # A replace holds a version: done and not told of, its repetition would look like someone else's change.
+        for pause_s in _AGAIN_S if method in ("GET", "DELETE") or content_type == _APPLY else ():
+            try:
+                return await self._ask(method, path, query, body, content_type)
+            except Unavailable as error:
+                asked_s = error.retry_after_s or 0
+                if asked_s > _LONGEST_PAUSE_S or isinstance(error.__cause__, TimeoutError):
+                    raise
+            await asyncio.sleep(max(asked_s, pause_s * random.uniform(0.5, 1)))  # noqa: S311 - spreads load
+        return await self._ask(method, path, query, body, content_type)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: object,
+        content_type: str,
+    ) -> Manifest:
+        """Send a request once.
+
+        Raises:
+            OperatorError: One of `errors`, by status.
+        """
         wait_s = self._bucket.reserve()
         if wait_s:
             await asyncio.sleep(wait_s)

@@ -149,6 +149,32 @@ async def test_each_status_is_one_of_our_errors(
         assert caught.value.retry_after_s == 7
 
 
+@pytest.mark.parametrize("status", [429, 500, 504])
+async def test_what_may_be_done_twice_outlives_two_failures(
+    api: KubeApi, server: Server, status: int
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({}, status=200 if len(server.seen) % 3 == 0 else status)
+
+    server.answer = answer
+    await api.get(SERVICE, "team", "x")
+    await api.apply(tenant_object())
+    await api.delete(SERVICE, "team", "x", "u1")
+
+    assert [seen[0] for seen in server.seen] == ["GET"] * 3 + ["PATCH"] * 3 + ["DELETE"] * 3
+
+
+async def test_a_replace_that_failed_is_left_to_the_next_look(api: KubeApi, server: Server) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({}, status=500)
+
+    server.answer = answer
+    with pytest.raises(Unavailable):
+        await api.replace(tenant_object())
+
+    assert len(server.seen) == 1
+
+
 async def test_a_proxys_page_is_unavailable(api: KubeApi, server: Server) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(status=502, text="<html>")
