@@ -53,7 +53,7 @@ class CatalogConfig:
     Attributes:
         name: What `spec.catalog.name` says.
         secret_dir: Folder with `control-dsn`, a libpq URI of the operator's own login.
-        admin_secret: Secret in the operator's namespace with `admin-dsn`; mounted into migrate Jobs only.
+        admin_secret: Secret in the operator's namespace with `admin-dsn`; mounted into migrate and purge Jobs only.
         egress: Where it lies, for NetworkPolicies.
     """
 
