@@ -2,7 +2,8 @@
 
 Secrets and the catalog's registry are on no watch. They are looked at when a Tenant is new, when its spec, its
 readiness or the operator's own credentials change, and otherwise at the first reconcile after `CHECK_S`: with the usual
-resync at least every 15 minutes. A fresh process trusts what its predecessor made and spreads its first looks.
+resync at least every 15 minutes. Of a Tenant that is not ready, at each resync: its Secrets may be why. A fresh process
+trusts what its predecessor made and spreads its first looks.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from duckmesh_operator.specs.context import Context
 
 #: Seconds for which a look that found all well counts.
 CHECK_S: Final = 600.0
+#: The same while the Tenant is not ready: less than a resync.
+CHECK_UNREADY_S: Final = 240.0
 
 T = TypeVar("T")
 
@@ -52,10 +55,10 @@ class Looks(Generic[T]):
     def __contains__(self, subject: str) -> bool:
         return subject in self._looks
 
-    def recall(self, subject: str, mark: object) -> T | None:
+    def recall(self, subject: str, mark: object, *, within_s: float = CHECK_S) -> T | None:
         """What was found while the mark was the same; None when it is time to look again."""
         look = self._looks.get(subject)
-        if look is None or look.mark != mark or self._clock() - look.at >= CHECK_S:
+        if look is None or look.mark != mark or self._clock() - look.at >= within_s:
             return None
         return look.found
 
@@ -78,7 +81,7 @@ class SparingCredentials(Credentials):
     Args:
         api: The API server, with Tenants and Deployments at no cost.
         clock: Seconds.
-        spread: Returns how long ago a predecessor's look is taken to be, as a part of `CHECK_S`.
+        spread: Returns how long ago a predecessor's look is taken to be, as a part of the time it counts.
     """
 
     def __init__(
@@ -96,10 +99,12 @@ class SparingCredentials(Credentials):
         """See `Credentials`; an outcome without objects when all was well lately."""
         meta = context.tenant.meta
         tenant = await self._tenant(meta)
-        mark = _mark(context, catalog, ready=_is_ready(tenant))
+        ready = _is_ready(tenant)
+        mark = _mark(context, catalog, ready=ready)
+        within_s = CHECK_S if ready else CHECK_UNREADY_S
         if meta.uid not in self._looks and await self._was_made(tenant, meta):
-            self._looks.keep(meta.uid, mark, True, ago_s=self._spread() * CHECK_S)
-        if self._looks.recall(meta.uid, mark):
+            self._looks.keep(meta.uid, mark, True, ago_s=self._spread() * within_s)
+        if self._looks.recall(meta.uid, mark, within_s=within_s):
             return Outcome(live=[])
         self._looks.forget(meta.uid)
         outcome = await super().ensure(context, catalog)

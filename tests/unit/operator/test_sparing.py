@@ -12,7 +12,13 @@ from duckmesh_operator.catalog import Catalog, Lake
 from duckmesh_operator.errors import Unavailable
 from duckmesh_operator.lag import LagReport
 from duckmesh_operator.names import MIGRATION, SECRET, labels
-from duckmesh_operator.reconcile.sparing import CHECK_S, Looks, SparingCatalog, SparingCredentials
+from duckmesh_operator.reconcile.sparing import (
+    CHECK_S,
+    CHECK_UNREADY_S,
+    Looks,
+    SparingCatalog,
+    SparingCredentials,
+)
 from duckmesh_operator.specs.context import build_context
 from tests.fakes.catalog import FakeCatalog
 from tests.fakes.kube import FakeApi
@@ -72,13 +78,17 @@ async def test_secrets_that_were_well_are_not_read_again_at_once(bench: Bench) -
     assert not await bench.looks()
 
 
-async def test_secrets_are_read_again_after_a_time_and_then_repaired(bench: Bench) -> None:
+@pytest.mark.parametrize(("ready", "after_s"), [("True", CHECK_S), ("False", CHECK_UNREADY_S)])
+async def test_secrets_are_read_again_after_a_time_and_then_repaired(
+    bench: Bench, ready: str, after_s: float
+) -> None:
+    bench.set_status(1, ready)
     await bench.looks()
     bench.api.remove(SECRET, "team", "acme-writer")
-    bench.clock.now = CHECK_S - 1
+    bench.clock.now = after_s - 1
     assert not await bench.looks()
 
-    bench.clock.now = CHECK_S
+    bench.clock.now = after_s
     assert await bench.looks()
 
     assert ("Secret", "team", "acme-writer") in bench.api.objects
@@ -177,6 +187,10 @@ async def test_a_fresh_process_looks_at_what_its_predecessor_did_not_finish(
     bench.set_status(generation, "True")
 
     assert await bench.looks()
+
+
+def test_a_tenant_that_is_not_ready_is_looked_at_with_each_resync(secrets_dir: Path) -> None:
+    assert make_settings(secrets_dir).resync_s * 0.9 > CHECK_UNREADY_S
 
 
 def test_what_nobody_asks_for_is_forgotten() -> None:
