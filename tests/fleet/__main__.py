@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -122,6 +123,7 @@ def main() -> int:
         "--steady", type=float, default=120, help="seconds of steady state measured"
     )
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind then either
     print(machine(), flush=True)
     print(
         f"Kubernetes {KUBERNETES_VERSION}, {args.tenants} Tenants, "
