@@ -196,10 +196,10 @@ class TenantReconciler:
     async def _advance(self, run: _Run, obj: Manifest) -> None:
         """All steps but the report; a failure ends them and is kept."""
         try:
-            await self._deletion.guard(obj)
             self._parse(run, obj)
             run.live = await read_children(self._api, run.meta)
             self._resolve(run)
+            await self._deletion.guard(obj)  # before anything is made
             await self._ask_catalog(run)
             if run.context is not None and run.tenant is not None and run.spec_problem is None:
                 if run.tenant.paused:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from duckmesh_operator.catalog import Lake
-from duckmesh_operator.errors import Conflict, OperatorError, Unavailable
+from duckmesh_operator.errors import Conflict, Unavailable
 from duckmesh_operator.events import Recorder
 from duckmesh_operator.lag import LagBoard
 from duckmesh_operator.names import (
@@ -231,11 +231,24 @@ async def test_the_finalizer_follows_the_policy_and_leaves_others_alone(world: W
 async def test_without_the_finalizer_nothing_is_made(world: World) -> None:
     world.api.failing["set_finalizers"] = Conflict("changed meanwhile")
 
-    with pytest.raises(OperatorError):
+    with pytest.raises(Conflict):
         await world.run()
 
     assert world.catalog.logins == {}
     assert not [one for one in world.api.writes if "Secret" in one or "Job" in one]
+
+
+async def test_a_tenant_that_is_changed_meanwhile_stays_ready(retained: World) -> None:
+    await retained.serve()
+    retained.tenant["spec"] = DELETE
+    retained.api.failing["set_finalizers"] = Conflict("changed meanwhile")
+
+    with pytest.raises(Conflict):
+        await retained.run()
+
+    assert retained.condition("Ready") == ("True", "AllReady")
+    await retained.run()
+    assert retained.tenant["metadata"]["finalizers"] == [FINALIZER]
 
 
 @pytest.mark.parametrize("spec", [{"paused": True}, {"profile": "no-such"}, {"ingest": 5}])
