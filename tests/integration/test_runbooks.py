@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(300)  # many processes, each of seconds of CPU
 def look(shell: Terminal, page: str, *headings: str) -> list[str]:
     """Run the commands below these headings that need no cluster, until they show what the page does."""
     todo = [step for step in steps(RUNBOOKS / page, *headings) if not step.of_cluster]
-    return shell.follow(todo, within_s=30)
+    return shell.follow(todo, within_s=60)
 
 
 @contextmanager
