@@ -269,7 +269,7 @@ async def two_operators(ground: Ground) -> str:
 _REVOKED: Final[Sequence[tuple[str, str, str]]] = (
     ("patch", "deployments", "apps"),
     ("patch", "services", ""),
-    ("list", "networkpolicies", "networking.k8s.io"),
+    ("patch", "networkpolicies", "networking.k8s.io"),
     ("get", "secrets", ""),
     ("patch", "secrets", ""),
 )
@@ -325,6 +325,8 @@ async def _break(ground: Ground, namespace: str, plural: str) -> None:
         await client.patch(DEPLOYMENT, namespace, f"{NAME}-query", {"spec": {"replicas": 7}})
     elif plural == "services":
         await client.delete(SERVICE, namespace, f"{NAME}-query")
+    elif plural == "networkpolicies":
+        await client.delete(NETWORK_POLICY, namespace, f"{NAME}-query")
     else:
         if plural == "secrets":
             await client.delete(SECRET, namespace, f"{NAME}-reader")
