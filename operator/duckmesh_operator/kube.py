@@ -43,8 +43,9 @@ REQUEST_TIMEOUT_S: Final = 15.0
 #: fails one in five would hardly let any through.
 _AGAIN_S: Final = (0.1, 0.5)
 _LONGEST_PAUSE_S: Final = 2.0
-#: Objects on a page of a list: a Deployment has 10 KB on the wire and five times that in memory.
-_PAGE: Final = 250
+#: Objects on a page of a list: a Deployment has 10 KB on the wire and five times that in memory, and all kinds are
+#: listed side by side at start.
+_PAGE: Final = 100
 _APPLY: Final = "application/apply-patch+yaml"  # JSON is YAML
 
 
