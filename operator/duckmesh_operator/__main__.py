@@ -53,7 +53,7 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: A standby reads the cluster as often, so that it has little left to read when it takes over.
 WARM_EVERY_S: Final = 300.0
 #: At start, what nobody changed meanwhile is looked at within this time, not all of it at once.
-START_SPREAD_S: Final = 15.0
+START_SPREAD_S: Final = 10.0
 #: A queue whose oldest key waits longer than this does not move.
 LATE_S: Final = 60.0
 
