@@ -156,7 +156,7 @@ async def test_a_key_is_worked_on_by_one_worker_at_a_time() -> None:
         await release.wait()
         busy.remove(key)
 
-    async with Running(work) as queue, asyncio.timeout(5):
+    async with Running(work) as queue, asyncio.timeout(30):
         queue.add(A)
         while not seen:
             await asyncio.sleep(0)
@@ -182,7 +182,7 @@ async def test_a_failing_key_returns_and_stops_no_other(error: Exception) -> Non
         if seen.count(A) == 2:
             done.set()
 
-    async with Running(work) as queue, asyncio.timeout(5):
+    async with Running(work) as queue, asyncio.timeout(30):
         queue.add(A)
         queue.add(B)
         await done.wait()
@@ -202,7 +202,7 @@ async def test_an_invalid_key_is_not_tried_again_and_a_wish_is_kept() -> None:
             again.set()
         return 0.01
 
-    async with Running(work) as queue, asyncio.timeout(5):
+    async with Running(work) as queue, asyncio.timeout(30):
         queue.add(A)
         queue.add(B)
         await again.wait()
