@@ -26,6 +26,8 @@ from duckmesh_operator.model import Compactor, Meta, Tenant
 
 #: Small files of a whole lake past which queries suffer: this many times what starts a merge in one table. A guess.
 _SMALL_FILES_FACTOR: Final = 10
+#: Characters of a condition's message; crds/tenant.yaml takes 4,096.
+_LONGEST_MESSAGE: Final = 1_024
 #: A status is refreshed a little before the sweep's REFRESH, so that its reminder never comes too early.
 _REFRESH_SLACK: Final = timedelta(seconds=5)
 _MOVING: Final = {
@@ -225,12 +227,19 @@ def stamp(
             "type": one.kind,
             "status": one.status,
             "reason": one.reason,
-            "message": one.message,
+            "message": _short(one.message),
             "observedGeneration": generation,
             "lastTransitionTime": _since(before.get(one.kind), one, now),
         }
         for one in conditions
     ]
+
+
+def _short(message: str) -> str:
+    """A message of any length as the schema takes it: one that is longer would lose the whole status."""
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    return message[: _LONGEST_MESSAGE - 4] + " ..."
 
 
 def _since(before: object, one: Condition, now: datetime) -> str:

@@ -388,6 +388,17 @@ def test_every_condition_carries_the_generation_and_a_known_reason() -> None:
     assert {one["reason"] for one in status["conditions"]} <= set(REASONS)
 
 
+def test_a_message_of_any_length_leaves_the_status_as_the_schema_takes_it() -> None:
+    problem = Problem(reason="Refused", message="no " * 5_000, stalled=True)
+
+    status: Any = build_status(situation(problems=(problem,)), NOW)
+
+    ready = next(one["message"] for one in status["conditions"] if one["type"] == "Ready")
+    assert ready.startswith("no no")
+    assert ready.endswith(" ...")
+    assert len(ready) == 1_024
+
+
 def test_a_transition_time_moves_only_with_the_status() -> None:
     first = build_status(situation(), NOW)
     broken = (worker("ingest", 2, 1), worker("query", 1))
