@@ -7,6 +7,7 @@ are open anywhere, and a condition says so. Each policy selects one worker's pod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.names import (
@@ -19,6 +20,9 @@ from duckmesh_operator.names import (
 from duckmesh_operator.settings import Egress
 from duckmesh_operator.specs.context import Context, build_child
 
+#: DNS as Services have it, and as the pods of OpenShift's DNS do: some networks judge after the Service's address.
+_NAMES: Final = (53, 5353)
+
 
 def build_network_policy(context: Context, component: str) -> Manifest:
     """`<tenant>-<component>`."""
@@ -30,7 +34,7 @@ def build_network_policy(context: Context, component: str) -> Manifest:
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [{"ports": _ports((API_PORT, METRICS_PORT))}],
         "egress": [
-            {"ports": [*_ports((53,), "UDP"), *_ports((53,))]},
+            {"ports": [*_ports(_NAMES, "UDP"), *_ports(_NAMES)]},
             _place(context.catalog.egress, context.postgres_ports),
             _place(context.store.egress, context.store.ports),
             *([_siblings(context)] if component == "ingest" else []),

@@ -117,11 +117,13 @@ class StoreObjects:
         return StoreState.OK
 
     async def _ask(self, call: Callable[[Store], Awaitable[T]]) -> T:
+        key = self._key
         try:
             try:
                 return await call(self._store)
             except _REFUSED:
-                if not self._reopen():
+                self._reopen()
+                if self._key == key:  # otherwise it is another one since, maybe by a call beside this one
                     raise
                 return await call(self._store)
         except (NotFoundError, FileNotFoundError) as error:
@@ -134,13 +136,11 @@ class StoreObjects:
                 retry_after_s=1,
             ) from error
 
-    def _reopen(self) -> bool:
-        """Connect anew with the key as it is now; returns whether that is another one."""
-        before = self._key
+    def _reopen(self) -> None:
+        """Connect anew with the key as it is now."""
         with suppress(OSError):  # it is being replaced: the old one until the next time
             self._key = _read_key(self._settings)
         self._store = _open(self._settings, self._key)
-        return self._key != before
 
 
 async def _first_paths(store: Store) -> list[str]:

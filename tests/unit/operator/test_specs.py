@@ -182,7 +182,7 @@ def test_a_network_policy_in_full() -> None:
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"ports": ports(8080, 9090)}],
             "egress": [
-                {"ports": [*ports(53, protocol="UDP"), *ports(53)]},
+                {"ports": [*ports(53, 5353, protocol="UDP"), *ports(53, 5353)]},
                 {"to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "ports": ports(5432)},
                 {"to": [{"podSelector": {"matchLabels": {"app": "s3"}}}], "ports": ports(8333)},
                 {
