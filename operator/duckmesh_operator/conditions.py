@@ -355,7 +355,10 @@ CONDITIONS: Final[Mapping[str, Mapping[str, Case]]] = {
     "Stalled": _cases(
         TRUE,
         **dict.fromkeys(
-            ("Invalid", "PrefixInUse", "DataOwned", "NameConflict", "Refused", "DataKept"),
+            (
+                *("Invalid", "PrefixInUse", "DataOwned", "NameConflict", "Refused", "DataKept"),
+                "RolloutStuck",
+            ),
             "{problem}",
         ),
     ),

@@ -279,6 +279,9 @@ def _conditions(s: Situation) -> list[Condition]:
     stalled = _stalled(s)
     if stalled is not None:
         conditions.append(say("Stalled", stalled.reason, problem=stalled.message))
+    elif progressing.reason == "RolloutStuck":
+        # Pods of before may serve on, so that Ready is True: nothing else tells that the spec is not carried out.
+        conditions.append(say("Stalled", progressing.reason, problem=progressing.message))
     elif progressing.status == TRUE:
         conditions.append(say("Reconciling", progressing.reason, problem=progressing.message))
     return conditions

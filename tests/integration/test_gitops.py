@@ -87,6 +87,16 @@ def lua(value: Any) -> str:
             id="rolling-out",
         ),
         pytest.param(
+            {
+                "workers": (
+                    worker("ingest", 2, settled=False, stuck=True),
+                    worker("query", 1),
+                )
+            },
+            *("Failed", "Degraded", "RolloutStuck"),
+            id="stuck-while-those-of-before-serve",
+        ),
+        pytest.param(
             {"spec_problem": Problem(reason="PrefixInUse", message="Taken.")},
             *("Failed", "Degraded", "PrefixInUse"),
             id="bad-spec",

@@ -208,7 +208,9 @@ def _worker(live: Manifest, component: str, wanted: int) -> Worker:
         pods=pods,
         ready=ready,
         settled=seen and pods == updated == ready == wanted,
-        stuck=any(
+        # Before the controller has seen the newest template, it speaks of the one that was given up.
+        stuck=seen
+        and any(
             text_at(condition, "type") == "Progressing"
             and text_at(condition, "reason") == "ProgressDeadlineExceeded"
             for condition in list_at(live, "status", "conditions")

@@ -126,8 +126,23 @@ def test_a_healthy_tenant_has_a_whole_status() -> None:
         pytest.param(
             {"workers": (worker("ingest", 2, 0, stuck=True), worker("query", 1, 0))},
             "Starting",
-            {"Ready": ("False", "RolloutStuck"), "Progressing": ("False", "RolloutStuck")},
+            {"Ready": ("False", "RolloutStuck"), "Stalled": ("True", "RolloutStuck")},
             id="stuck",
+        ),
+        pytest.param(
+            {
+                "workers": (
+                    worker("ingest", 2, 2, settled=False, stuck=True),
+                    worker("query", 1),
+                )
+            },
+            "Ready",
+            {
+                "Ready": ("True", "AllReady"),
+                "Progressing": ("False", "RolloutStuck"),
+                "Stalled": ("True", "RolloutStuck"),
+            },
+            id="stuck-while-those-of-before-serve",
         ),
         pytest.param(
             {"installed": False, "migration": "running", "workers": ()},

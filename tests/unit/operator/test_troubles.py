@@ -26,6 +26,7 @@ def condition(kind: str, status: str, reason: str = "Why") -> dict[str, str]:
         ("DeadLetters", "True", "LettersKept", True),
         ("DeadLetters", "False", "NoLetters", False),
         ("Stalled", "True", "NameConflict", True),
+        ("Stalled", "True", "RolloutStuck", True),
         ("Reconciling", "True", "RollingOut", False),
         ("Progressing", "False", "Settled", False),
         ("Progressing", "True", "RemovalFailed", True),

@@ -107,9 +107,13 @@ async def test_a_version_that_does_not_come_up_keeps_the_pods_and_says_how_to_go
     assert world.condition("Ready")["status"] == "True"
     assert version(world) == {"current": "0.1.0", "target": "9.9.9"}
     assert image(world, "query") == "0.1.0"
+    stalled = world.condition("Stalled")
+    assert (stalled["reason"], stalled["message"]) == (stuck["reason"], stuck["message"])
 
     world.change({"version": "0.1.0"})
     await world.run()
+    # The Deployment controller has not come to it yet: what it said is about the version that was left.
+    assert world.condition("Progressing")["reason"] == "RollingOut"
     assert (world.template("ingest"), world.template("query")) == before
     world.start_pods()
     await world.run()
