@@ -139,6 +139,7 @@ class Operator:
         if not self._leading:
             return []
         problems = [] if self._watching.is_set() else ["the watch is starting"]
+        problems += [f"the API server refuses to list {kind}" for kind in self._audit.refused]
         late_s = self._queue.age_s
         return [*problems, f"reconciles wait for {late_s:.0f} s"] if late_s > LATE_S else problems
 
@@ -154,6 +155,7 @@ class Operator:
         await self._stand_by()
         self._leading = True
         metrics.leading(True)
+        self._canary.noticed()  # a standby has no watch: its silence counts from here
         collectors = self._collectors()
         try:
             async with asyncio.TaskGroup() as group:

@@ -18,7 +18,7 @@ from itertools import count
 from typing import Final
 
 from duckmesh_operator.cache import CACHED, OWN, CachedApi, News, Place, place_of, version_of
-from duckmesh_operator.errors import Deaf, OperatorError
+from duckmesh_operator.errors import Deaf, Forbidden, OperatorError
 from duckmesh_operator.kube import Api
 from duckmesh_operator.manifest import Json, Manifest, text_at
 from duckmesh_operator.names import (
@@ -150,6 +150,12 @@ class Audit:
         self._clock = clock
         self._owed: dict[Place, tuple[int, float]] = {}
         self._heard: dict[Place, int] = {}
+        self._refused: set[str] = set()
+
+    @property
+    def refused(self) -> list[str]:
+        """Kinds that the operator may not list: what happens to them may go unseen."""
+        return sorted(self._refused)
 
     def heard(self, obj: Json) -> None:
         """Take in an event of the watch, deletions too; the object says its kind."""
@@ -169,9 +175,16 @@ class Audit:
         self._heard.clear()  # only what the watch brings while the list is read can overtake it
         try:
             news = await self._cache.refresh(kind)
+        except Forbidden as error:
+            if kind.kind not in self._refused:
+                extra = {"verb": "list", "kind": kind.kind, "error": str(error)}
+                logger.error("a right of the operator is missing", extra=extra)
+            self._refused.add(kind.kind)
+            return
         except OperatorError as error:
             logger.warning("kind not listed", extra={"kind": kind.kind, "error": str(error)})
             return
+        self._refused.discard(kind.kind)
         for one in news:
             self._miss(kind, one)
         for place in [place for place in self._owed if not self._cache.store.version(place)]:

@@ -12,7 +12,7 @@ import pytest
 from duckmesh_operator import canary as canaries
 from duckmesh_operator.cache import CACHED, CachedApi
 from duckmesh_operator.canary import AUDIT_GRACE_S, DEAF_AFTER_S, Audit, Canary
-from duckmesh_operator.errors import Deaf, Unavailable
+from duckmesh_operator.errors import Deaf, Forbidden, Unavailable
 from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.names import REVISION, SERVICE, TENANT, WATCHED, Kind, labels
 from duckmesh_operator.queue import Key
@@ -235,6 +235,26 @@ async def test_a_list_that_fails_says_nothing(listening: Listening) -> None:
 
     assert listening.cache.store.places("Service", None)
     assert listening.found == []
+
+
+async def test_a_right_that_is_missing_is_told_once_until_it_is_back(
+    listening: Listening, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        listening.api.failing["list"] = Forbidden("list services: 403 Forbidden")
+        await listening.audit.look(SERVICE)
+
+    assert listening.audit.refused == ["Service"]
+    (told,) = [one for one in caplog.records if "right" in one.message]
+    assert (told.__dict__["verb"], told.__dict__["kind"]) == ("list", "Service")
+    assert told.levelname == "ERROR"
+
+    listening.api.failing["list"] = Unavailable("down")
+    await listening.audit.look(SERVICE)
+    assert listening.audit.refused == ["Service"], "no answer gives no right back"
+
+    await listening.audit.look(SERVICE)
+    assert listening.audit.refused == []
 
 
 async def test_a_deaf_stream_ends_the_process(

@@ -16,7 +16,7 @@ import pytest
 
 from duckmesh_operator import __main__ as process
 from duckmesh_operator import kube, log
-from duckmesh_operator.errors import Unavailable
+from duckmesh_operator.errors import Forbidden, Unavailable
 from duckmesh_operator.lease import NAME
 from duckmesh_operator.names import TENANT
 from duckmesh_operator.settings import Settings
@@ -141,6 +141,20 @@ async def test_a_leader_whose_queue_does_not_move_is_not_ready(
 
     assert "reconciles wait for" in operator.ready()[0]
     assert operator.alive() == []
+
+
+async def test_a_leader_that_may_not_list_a_kind_is_not_ready_and_says_which(
+    cluster: Cluster, secrets_dir: Path
+) -> None:
+    operator = make_operator(cluster, secrets_dir)
+    operator._leading = True
+    operator._watching.set()
+    cluster.api.failing["list"] = Forbidden("no")
+
+    await operator._audit.look(TENANT)
+
+    assert operator.ready() == ["the API server refuses to list Tenant"]
+    assert operator.alive() == []  # a restart gives no right back
 
 
 async def test_a_standby_has_read_the_cluster_before_it_leads(
