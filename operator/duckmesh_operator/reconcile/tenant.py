@@ -64,6 +64,8 @@ _ELSEWHERE: Final = (
 )
 #: Seconds until the next look while an object of an earlier Tenant is being deleted.
 _WAIT_S: Final = 2.0
+#: The default of `kubectl duckmesh adopt --operator-namespace`.
+_USUAL_NAMESPACE: Final = "duckmesh-system"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -451,13 +453,19 @@ def _owned_by_others(
         message = (
             "The catalog keeps data of an earlier Tenant of this namespace and name, which nobody may take over by "
             "chance. Choose another name, or ask the platform team to hand the data over (kubectl duckmesh adopt "
-            f"{meta.name} --namespace {meta.namespace}).{elsewhere}"
+            f"{meta.name} --namespace {meta.namespace}{_operator_option(context)}).{elsewhere}"
         )
         return Problem(reason="DataOwned", message=message)
     url = context.data_url
     if any(one.data_url.startswith(url) or url.startswith(one.data_url) for one in others):
         return _prefix_in_use("data of another lake lies there")
     return None
+
+
+def _operator_option(context: Context) -> str:
+    """What `kubectl duckmesh adopt` has to be told where the operator is not where it looks by itself."""
+    here = context.operator_namespace
+    return "" if here == _USUAL_NAMESPACE else f" --operator-namespace {here}"
 
 
 def _prefix_in_use(why: str) -> Problem:

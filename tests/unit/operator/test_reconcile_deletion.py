@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -497,6 +497,19 @@ async def test_retained_data_waits_for_the_platforms_word(retained: World) -> No
     assert retained.condition("SpecValid") == ("False", "DataOwned")
     assert "(kubectl duckmesh adopt acme --namespace team)" in retained.message("SpecValid")
     assert retained.catalog.logins == {}
+
+
+async def test_where_the_operator_is_elsewhere_the_way_to_the_data_says_so(
+    retained: World,
+) -> None:
+    retained.settings = replace(retained.settings, namespace="lakes")
+    retained.restart()
+    retained.leave_behind()
+
+    await retained.run()
+
+    told = "(kubectl duckmesh adopt acme --namespace team --operator-namespace lakes)"
+    assert told in retained.message("SpecValid")
 
 
 async def test_a_tenant_serves_the_data_that_was_handed_to_it(retained: World) -> None:
