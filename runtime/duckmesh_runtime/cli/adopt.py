@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from duckmesh_runtime.cli.connected import UNAVAILABLE, examples
+from duckmesh_runtime.cli.completion import complete_tenant
+from duckmesh_runtime.cli.connected import NAMESPACE, UNAVAILABLE, examples
 
 if TYPE_CHECKING:
     from duckmesh_runtime.cli.cluster import Kubectl
@@ -57,8 +58,8 @@ def spec_valid(tenant: Manifest) -> Manifest:
         "kubectl duckmesh -n team-a adopt shop --operator-namespace lakes",
     )
 )
-@click.argument("name", metavar="TENANT", required=False)
-@click.option("-n", "--namespace", help="Of the Tenant; default: the context's.")
+@click.argument("name", metavar="TENANT", required=False, shell_complete=complete_tenant)
+@NAMESPACE
 @click.option(
     "--operator-namespace",
     default="duckmesh-system",
@@ -84,7 +85,7 @@ def adopt(
 ) -> None:
     """Hand the data that an earlier Tenant of this name left behind to the one that is there now.
 
-    For the platform team: it takes the rights to get Tenants and to create ConfigMaps in the operator's namespace.
+    For the platform team: it takes the rights to get Tenants, and to get and create ConfigMaps in the operator's namespace.
     Rows, tokens, idempotency keys and snapshots stay as they are; API keys are the new Tenant's own.
     """
     kubectl: Kubectl = context.obj["kubectl"]
@@ -92,12 +93,13 @@ def adopt(
     if name is None:
         raise click.UsageError("name the Tenant that shall have the data")
     tenant = kubectl.tenant(name, namespace)
+    full_name = f"{tenant['metadata']['namespace']}/{name}"
+    if tenant.get("spec", {}).get("paused"):
+        raise click.ClickException(f"Tenant {full_name} is paused: set spec.paused to false first")
     found = spec_valid(tenant)
     if found.get("reason") != OWNED:
         told = f"{found.get('reason')}: {found.get('message')}" if found else "not reported yet"
-        raise click.ClickException(
-            f"no data waits for Tenant {tenant['metadata']['namespace']}/{name} (SpecValid is {told})"
-        )
+        raise click.ClickException(f"no data waits for Tenant {full_name} (SpecValid is {told})")
     kubectl.apply(build_word(tenant, operator_namespace))
     if not kubectl.wait_for_condition(tenant, "SpecValid", timeout_s=timeout):
         raise NotYet(
@@ -105,4 +107,4 @@ def adopt(
             f"{spec_valid(kubectl.tenant(name, namespace)).get('message')} It still may; see whether "
             f"--operator-namespace={operator_namespace} is where it runs"
         )
-    click.echo(f"Tenant {tenant['metadata']['namespace']}/{name} has the data of the one before it")
+    click.echo(f"Tenant {full_name} has the data of the one before it")

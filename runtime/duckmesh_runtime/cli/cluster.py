@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -66,6 +66,16 @@ class Kubectl:
 
     options: tuple[str, ...] = ()
 
+    @classmethod
+    def chosen_by(cls, params: Mapping[str, Any]) -> Kubectl:
+        """As the program's parameters choose it: `kubeconfig`, `kube_context`, `namespace`."""
+        flags = {
+            "--kubeconfig": params.get("kubeconfig"),
+            "--context": params.get("kube_context"),
+            "--namespace": params.get("namespace"),
+        }
+        return cls(options=tuple(f"{flag}={value}" for flag, value in flags.items() if value))
+
     def find_tenant(self, name: str | None) -> Found:
         """The Tenant of this name, or the only one of the namespace.
 
@@ -119,10 +129,17 @@ class Kubectl:
         return Forward(command, tenant)
 
     def tenants(
-        self, names: Sequence[str] = (), *, selector: str | None = None, everywhere: bool = False
+        self,
+        names: Sequence[str] = (),
+        *,
+        selector: str | None = None,
+        namespace: str | None = None,
+        everywhere: bool = False,
     ) -> list[Manifest]:
         """Tenants by name, else by label, else all; with their `managedFields`."""
-        chosen = ["--show-managed-fields", *(["--all-namespaces"] if everywhere else [])]
+        chosen = ["--show-managed-fields", *_in(namespace)]
+        if everywhere:
+            chosen.append("--all-namespaces")
         if names:
             return [self._json("get", TENANTS, name, *chosen) for name in names]
         labels = [f"--selector={selector}"] if selector else []
@@ -135,9 +152,7 @@ class Kubectl:
 
     def tenant(self, name: str, namespace: str | None) -> Manifest:
         """One Tenant as it is, of the context's namespace where none is named."""
-        return self._json(
-            "get", TENANTS, name, *([f"--namespace={namespace}"] if namespace else [])
-        )
+        return self._json("get", TENANTS, name, *_in(namespace))
 
     def apply(self, manifest: Manifest) -> None:
         """Make an object, or make it be as this says.
@@ -210,6 +225,10 @@ class Kubectl:
 
     def _command(self) -> list[str]:
         return ["kubectl", *self.options]
+
+
+def _in(namespace: str | None) -> list[str]:
+    return [f"--namespace={namespace}"] if namespace else []
 
 
 def _found(item: Manifest) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import CompletionItem, get_completion_class
 
 from duckmesh_runtime.cli.connected import examples
 
@@ -28,6 +28,17 @@ def completion(shell: str) -> None:
         raise click.ClickException(f"click knows no completion for {shell}")
     for program in PROGRAMS:
         click.echo(shape(click.Group(), {}, program, complete_variable(program)).source())
+
+
+def complete_tenant(
+    context: click.Context, _: click.Parameter | None, incomplete: str
+) -> list[CompletionItem[str]]:
+    """Tenants of the cluster and namespace that the words so far choose."""
+    from duckmesh_runtime.cli.cluster import Kubectl
+
+    here = {key: value for key, value in context.params.items() if value}
+    names = Kubectl.chosen_by(context.find_root().params | here).names_of_tenants()
+    return [CompletionItem(name, help="Tenant") for name in names if name.startswith(incomplete)]
 
 
 def complete_variable(program: str) -> str:

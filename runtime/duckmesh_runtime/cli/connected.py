@@ -32,6 +32,7 @@ ANSWER: Final = click.option(
     default="text",
     help="`json` is for programs: one object.",
 )
+NAMESPACE: Final = click.option("-n", "--namespace", help="Of the Tenant; default: the context's.")
 
 
 def examples(*lines: str) -> str:

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
 from duckmesh_runtime.cli.adopt import adopt
 from duckmesh_runtime.cli.commands import COMMANDS
-from duckmesh_runtime.cli.completion import complete_variable
-from duckmesh_runtime.cli.connected import UNAVAILABLE, examples
+from duckmesh_runtime.cli.completion import complete_tenant, complete_variable
+from duckmesh_runtime.cli.connected import NAMESPACE, UNAVAILABLE, examples
 from duckmesh_runtime.cli.upgrade import upgrade
 
 if TYPE_CHECKING:
@@ -53,14 +53,9 @@ class Plugin(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         """Tenants and commands, or what follows."""
-        from click.shell_completion import CompletionItem
-
         found = super().shell_complete(ctx, incomplete)
         if ctx.params.get("tenant") is None and not incomplete.startswith("-"):
-            names = _kubectl(ctx.params).names_of_tenants()
-            found += [
-                CompletionItem(name, help="Tenant") for name in names if name.startswith(incomplete)
-            ]
+            found += complete_tenant(ctx, None, incomplete)
         return found
 
 
@@ -75,7 +70,7 @@ class Plugin(click.Group):
         "kubectl duckmesh -n team-a status",
     ),
 )
-@click.option("-n", "--namespace", help="Of the Tenant; default: the context's.")
+@NAMESPACE
 @click.option("--context", "kube_context", help="Of the kubeconfig; default: its current one.")
 @click.option("--kubeconfig", help="File; default: as of kubectl.")
 @click.option("--tenant", help="Name of the Tenant, for one that is called like a command.")
@@ -87,7 +82,9 @@ def plugin(context: click.Context, /, tenant: str | None, **_: str | None) -> No
     TENANT can be left out where the namespace has only one. It takes the rights to get Tenants, Secrets, Services and
     Pods of the namespace, and to create pods/portforward.
     """
-    kubectl = _kubectl(context.params)
+    from duckmesh_runtime.cli.cluster import Kubectl
+
+    kubectl = Kubectl.chosen_by(context.params)
     program = [_CALLED, *kubectl.options, *([tenant] if tenant else [])]
 
     @contextmanager
@@ -126,17 +123,6 @@ class Unavailable(click.ClickException):
     """The lake cannot be reached now."""
 
     exit_code = UNAVAILABLE
-
-
-def _kubectl(params: dict[str, Any]) -> Kubectl:
-    from duckmesh_runtime.cli.cluster import Kubectl
-
-    flags = {
-        "--kubeconfig": params.get("kubeconfig"),
-        "--context": params.get("kube_context"),
-        "--namespace": params.get("namespace"),
-    }
-    return Kubectl(options=tuple(f"{flag}={value}" for flag, value in flags.items() if value))
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 
-from duckmesh_runtime.cli.connected import examples
+from duckmesh_runtime.cli.completion import complete_tenant
+from duckmesh_runtime.cli.connected import NAMESPACE, examples
 
 if TYPE_CHECKING:
     from duckmesh_runtime.cli.cluster import Kubectl
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 MANAGER: Final = "duckmesh-upgrade"
 _VERSION: Final = re.compile(r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$")
 _LOOK_S: Final = 1.0
+#: Another version may be the way out of these.
 _FAILED: Final = ("RolloutStuck", "MigrationFailed")
 Manifest = dict[str, Any]
 
@@ -72,7 +74,11 @@ class Task:
 
 
 class Tenants(Protocol):
-    """The Tenants of a cluster."""
+    """The Tenants of a cluster.
+
+    Raises:
+        click.ClickException: It was not possible.
+    """
 
     def read(self, namespace: str, name: str) -> Manifest:
         """One Tenant."""
@@ -101,18 +107,20 @@ def version_of(item: Manifest) -> str:
 
 def state_of(item: Manifest, version: str) -> tuple[State, str]:
     """Where a Tenant is, and why; only what the operator says about the newest spec counts."""
-    status = item.get("status", {})
-    if status.get("observedGeneration", 0) < item["metadata"]["generation"]:
+    if not _is_seen(item):
         return State.WAITING, "the operator has not seen the change"
-    conditions = {one["type"]: one for one in status.get("conditions", [])}
-    ready, progressing = conditions.get("Ready", {}), conditions.get("Progressing", {})
-    stalled = conditions.get("Stalled", {})
+    ready, progressing, stalled = (
+        _condition(item, kind) for kind in ("Ready", "Progressing", "Stalled")
+    )
     if stalled.get("status") == "True":
         return State.FAILED, _say(stalled)
     if progressing.get("reason") in _FAILED:
         return State.FAILED, _say(progressing)
-    runs = status.get("version", {}).get("current") == version
-    if runs and (ready.get("status") == "True" or ready.get("reason") == "Suspended"):
+    at = item.get("status", {}).get("version", {})
+    # What is suspended runs nothing: it will start at the version that is asked for.
+    if ready.get("reason") == "Suspended" and at.get("target") == version:
+        return State.DONE, ""
+    if ready.get("status") == "True" and at.get("current") == version:
         return State.DONE, ""
     return State.WAITING, _say(progressing if ready.get("status") == "True" else ready)
 
@@ -140,12 +148,16 @@ def roll(
         while waiting and not failed and len(running) < max_parallel:
             task = waiting.pop(0)
             if task.step is Step.MOVE:
-                tenants.set_version(task.item, version)
+                try:
+                    tenants.set_version(task.item, version)
+                except click.ClickException as error:
+                    failed.append(task.name)
+                    say(f"{task.name}: failed: {error.format_message()}")
+                    continue
                 say(f"{task.name}: {task.at} -> {version}")
             running[task.name] = task, clock()
         for name, (task, begun) in list(running.items()):
-            meta = task.item["metadata"]
-            state, why = state_of(tenants.read(meta["namespace"], meta["name"]), version)
+            state, why = _look(task, tenants, version)
             if state is State.WAITING and clock() - begun > timeout_s:
                 state, why = State.FAILED, f"not ready after {timeout_s:.0f} s; {why}"
             if state is State.WAITING:
@@ -161,11 +173,23 @@ def roll(
     return failed, [one.name for one in waiting]
 
 
+def _look(task: Task, tenants: Tenants, version: str) -> tuple[State, str]:
+    meta = task.item["metadata"]
+    try:
+        item = tenants.read(meta["namespace"], meta["name"])
+    except click.ClickException as error:  # the API server may be back at the next look
+        return State.WAITING, error.format_message()
+    return state_of(item, version)
+
+
 def _task(item: Manifest, version: str, *, force: bool) -> Task:
     if item.get("spec", {}).get("paused"):
         return Task(item=item, step=Step.LEAVE, why="spec.paused is true")
     if "deletionTimestamp" in item["metadata"]:
         return Task(item=item, step=Step.LEAVE, why="it is being deleted")
+    stalled = _condition(item, "Stalled")
+    if _is_seen(item) and stalled.get("status") == "True" and stalled["reason"] not in _FAILED:
+        return Task(item=item, step=Step.LEAVE, why=_say(stalled))
     if version_of(item) == version:
         done = state_of(item, version)[0] is State.DONE
         return Task(item=item, step=Step.NONE if done else Step.WAIT)
@@ -191,6 +215,19 @@ def _holders(item: Manifest) -> list[str]:
     )
 
 
+def _is_seen(item: Manifest) -> bool:
+    """Whether the status is about the newest spec."""
+    seen: int = item.get("status", {}).get("observedGeneration", 0)
+    generation: int = item["metadata"]["generation"]
+    return seen >= generation
+
+
+def _condition(item: Manifest, kind: str) -> Mapping[str, str]:
+    """A condition of the Tenant; empty when there is none."""
+    conditions = item.get("status", {}).get("conditions", [])
+    return next((one for one in conditions if one["type"] == kind), {})
+
+
 def _say(condition: Mapping[str, str]) -> str:
     if not condition:
         return "the operator has not reported yet"
@@ -210,7 +247,8 @@ def _check_version(_: click.Context, __: click.Parameter, value: str | None) -> 
         "kubectl duckmesh upgrade -A --all --max-parallel 5 --dry-run",
     )
 )
-@click.argument("names", nargs=-1, metavar="[TENANT...]")
+@click.argument("names", nargs=-1, metavar="[TENANT...]", shell_complete=complete_tenant)
+@NAMESPACE
 @click.option("-l", "--selector", help="Tenants with these labels, as of kubectl.")
 @click.option("--all", "everyone", is_flag=True, help="All Tenants of the namespace.")
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="In all namespaces.")
@@ -239,6 +277,7 @@ def upgrade(
     context: click.Context,
     *,
     names: tuple[str, ...],
+    namespace: str | None,
     selector: str | None,
     everyone: bool,
     everywhere: bool,
@@ -250,7 +289,8 @@ def upgrade(
 ) -> None:
     """Move Tenants to a version of the runtime, one after the other, and wait until each is Ready.
 
-    It stops at the first that does not become so. It takes the rights to get, list and patch Tenants.
+    It stops at the first that does not become so. It takes the rights to get, list and patch Tenants. Without --to it
+    reads the operator's version, which takes the right to list ConfigMaps in all namespaces.
     """
     kubectl: Kubectl = context.obj["kubectl"]
     named = context.find_root().params.get("tenant")
@@ -259,8 +299,10 @@ def upgrade(
         raise click.UsageError("name Tenants, or choose them by --selector, or take --all")
     if names and everywhere:
         raise click.UsageError("--all-namespaces goes with --selector or --all")
+    if namespace and everywhere:
+        raise click.UsageError("take --namespace or --all-namespaces, not both")
     tasks = plan(
-        kubectl.tenants(names, selector=selector, everywhere=everywhere),
+        kubectl.tenants(names, selector=selector, namespace=namespace, everywhere=everywhere),
         version := version or kubectl.operator_version(),
         force=force,
     )

@@ -111,6 +111,18 @@ def test_a_tenant_that_no_data_waits_for_gets_none(
     assert "apply" not in (answers / "calls").read_text()
 
 
+def test_a_paused_tenant_has_to_go_on_first(answers: Path) -> None:
+    item = tenant("False", "DataOwned")
+    item["spec"]["paused"] = True
+    write(answers, item)
+
+    result = run("adopt", "acme")
+
+    assert result.exit_code == 1
+    assert "Tenant team/acme is paused: set spec.paused to false first" in result.output
+    assert "apply" not in (answers / "calls").read_text()
+
+
 def test_the_tenant_has_to_be_named(answers: Path) -> None:
     result = run("adopt")
 

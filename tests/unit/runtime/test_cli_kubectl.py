@@ -248,6 +248,8 @@ async def test_help_needs_no_cluster(cluster: Cluster, args: tuple[str, ...]) ->
         pytest.param(["shop", "snapshots", "un"], {"unpin"}, id="commands of a command"),
         pytest.param(["shop", "query", "--out"], {"--output"}, id="options"),
         pytest.param(["shop", "query", "--output", "p"], {"parquet"}, id="values"),
+        pytest.param(["adopt", "-n", "team-a", "sh"], {"shop"}, id="tenant to adopt"),
+        pytest.param(["upgrade", "other", "s"], {"shop"}, id="tenants to upgrade"),
     ],
 )
 async def test_kubectl_is_told_what_can_follow(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner, Result
 
 from duckmesh_runtime.cli.kubectl import plugin
@@ -60,6 +61,17 @@ def tenant(
         pytest.param(tenant(target="0.2.0"), Step.WAIT, "", id="on-its-way"),
         pytest.param(tenant(spec={"version": "0.2.0"}), Step.WAIT, "", id="asked-for"),
         pytest.param(tenant(spec={"paused": True}), Step.LEAVE, "spec.paused", id="paused"),
+        pytest.param(
+            tenant(Stalled=("True", "PrefixInUse")), Step.LEAVE, "PrefixInUse it is", id="stalled"
+        ),
+        pytest.param(
+            tenant(at="0.2.0", Stalled=("True", "PrefixInUse")),
+            *(Step.LEAVE, "PrefixInUse it is"),
+            id="there-and-stalled",
+        ),
+        pytest.param(
+            tenant(target="0.3.0", Stalled=("True", "RolloutStuck")), Step.MOVE, "", id="stuck"
+        ),
         pytest.param(tenant(manager="argocd"), Step.LEAVE, "kept by argocd", id="gitops"),
         pytest.param(tenant(manager=MANAGER), Step.MOVE, "", id="our-own-field"),
     ],
@@ -69,6 +81,13 @@ def test_what_to_do_with_a_tenant(item: Manifest, step: Step, why: str) -> None:
 
     assert task.step is step
     assert why in task.why
+
+
+def test_a_stall_that_a_newer_spec_may_have_cured_holds_nothing_up() -> None:
+    item = tenant(Stalled=("True", "PrefixInUse"))
+    item["metadata"]["generation"] = 2
+
+    assert plan([item], "0.2.0", force=False)[0].step is Step.MOVE
 
 
 def test_a_kept_version_is_taken_over_by_force() -> None:
@@ -81,6 +100,16 @@ def test_a_kept_version_is_taken_over_by_force() -> None:
         pytest.param(tenant(at="0.2.0"), State.DONE, "", id="ready"),
         pytest.param(
             tenant(at="0.2.0", Ready=("False", "Suspended")), State.DONE, "", id="suspended"
+        ),
+        pytest.param(
+            tenant(at="", target="0.2.0", Ready=("False", "Suspended")),
+            *(State.DONE, ""),
+            id="suspended-without-a-lake",
+        ),
+        pytest.param(
+            tenant(target="0.1.0", Ready=("False", "Suspended")),
+            *(State.WAITING, "Suspended: Suspended it is"),
+            id="suspended-at-another-version",
         ),
         pytest.param(
             tenant(at="0.2.0", Ready=("False", "NoCommitter")),
@@ -99,6 +128,16 @@ def test_a_kept_version_is_taken_over_by_force() -> None:
             State.FAILED,
             "RolloutStuck: RolloutStuck it is",
             id="stuck",
+        ),
+        pytest.param(
+            tenant(
+                target="0.2.0",
+                Progressing=("False", "RolloutStuck"),
+                Stalled=("True", "RolloutStuck"),
+            ),
+            State.FAILED,
+            "RolloutStuck: RolloutStuck it is",
+            id="stuck-and-stalled",
         ),
         pytest.param(
             tenant(Stalled=("True", "Invalid")),
@@ -129,11 +168,16 @@ class Fleet:
         self.moved: list[str] = []
         self.most = 0
         self._broken = broken
+        self.silent = 0
+        self.refused = ""
         self._left: dict[str, int] = {}
         self._looks = looks
 
     def read(self, namespace: str, name: str) -> Manifest:
         assert namespace == "team"
+        if self.silent:
+            self.silent -= 1
+            raise ClickException("kubectl get failed")
         self._left[name] -= 1
         if name == self._broken:
             return tenant(name, target="0.2.0", Progressing=("False", "RolloutStuck"))
@@ -144,6 +188,8 @@ class Fleet:
     def set_version(self, item: Manifest, version: str) -> None:
         assert version == "0.2.0"
         name = item["metadata"]["name"]
+        if name == self.refused:
+            raise ClickException("kubectl apply failed")
         self.moved.append(name)
         self._left[name] = self._looks
         self.most = max(self.most, sum(left > 0 for left in self._left.values()))
@@ -189,6 +235,31 @@ def test_one_that_takes_too_long_has_failed() -> None:
 
     assert fleet.roll(1) == (["team/a"], ["team/b"])
     assert fleet.said[-1].startswith("team/a: failed: not ready after 60 s; RollingOut")
+
+
+def test_an_api_server_that_is_away_for_some_looks_ends_nothing() -> None:
+    fleet = Fleet("a", "b")
+    fleet.silent = 5
+
+    assert fleet.roll(2) == ([], [])
+    assert {"team/a: ready at 0.2.0", "team/b: ready at 0.2.0"} <= set(fleet.said)
+
+
+def test_an_api_server_that_stays_away_ends_it_with_names() -> None:
+    fleet = Fleet("a", "b")
+    fleet.silent = 10_000
+
+    assert fleet.roll(1) == (["team/a"], ["team/b"])
+    assert fleet.said[-1] == "team/a: failed: not ready after 60 s; kubectl get failed"
+
+
+def test_one_that_cannot_be_written_is_named_and_the_others_are_seen_to_their_end() -> None:
+    fleet = Fleet("a", "b", "c")
+    fleet.refused = "b"
+
+    assert fleet.roll(2) == (["team/b"], ["team/c"])
+    assert "team/b: failed: kubectl apply failed" in fleet.said
+    assert fleet.said[-1] == "team/a: ready at 0.2.0"
 
 
 # -------------------------------------------------------------------- the command
@@ -250,6 +321,20 @@ def test_the_operators_version_is_the_default_and_a_dry_run_writes_nothing(
     assert "--all-namespaces --selector=tier=test" in calls
 
 
+@pytest.mark.parametrize("args", [("shop",), ("--all",)])
+def test_the_namespace_can_follow_the_command(
+    answers: Path, run: Callable[..., Result], args: tuple[str, ...]
+) -> None:
+    write(answers, "get-tenants.duckmesh.io-shop", tenant(at="0.2.0"))
+    write(answers, "get-tenants.duckmesh.io", {"items": [tenant(at="0.2.0")]})
+
+    done = run("upgrade", *args, "-n", "other", "--to", "0.2.0")
+
+    assert done.exit_code == 0, done.output
+    (call,) = (answers / "calls").read_text().splitlines()
+    assert call.index("--namespace=team") < call.index("--namespace=other"), "the last one counts"
+
+
 def test_what_was_left_alone_is_no_success(answers: Path, run: Callable[..., Result]) -> None:
     items = [tenant(spec={"paused": True})]
     write(answers, "get-tenants.duckmesh.io", {"items": items})
@@ -266,6 +351,7 @@ def test_what_was_left_alone_is_no_success(answers: Path, run: Callable[..., Res
         pytest.param(["upgrade"], "name Tenants", id="nothing"),
         pytest.param(["upgrade", "a", "--all"], "name Tenants", id="both"),
         pytest.param(["upgrade", "a", "-A"], "--all-namespaces", id="name-everywhere"),
+        pytest.param(["upgrade", "--all", "-A", "-n", "a"], "--namespace or", id="two-places"),
         pytest.param(["upgrade", "a", "--to", "latest"], "such as 0.2.0", id="version"),
     ],
 )
