@@ -181,7 +181,8 @@ class TenantCollector(Collector):
             targets.add_metric([tenant], target_s)
         conditions = GaugeMetricFamily(
             "duckmesh_operator_tenant_condition",
-            "1 for each condition of a Tenant that asks for a person; none while all is well.",
+            "1 for each condition of a Tenant that is not as it should be; "
+            "of a suspended one Ready with reason Suspended.",
             labels=["tenant", "condition", "reason"],
         )
         for tenant, troubles in self._troubles().items():

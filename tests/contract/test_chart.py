@@ -115,7 +115,7 @@ def test_both_parts_of_an_installation_have_values_that_pass(part: str) -> None:
     file = CHART / f"values-{part}.yaml"
     merged = values()
     for name, inner in yaml.safe_load(file.read_text(encoding="utf-8")).items():
-        merged[name] |= inner
+        merged[name] = merged[name] | inner if isinstance(inner, dict) else inner
 
     check(merged)
 
@@ -132,7 +132,10 @@ def test_the_two_parts_leave_nothing_out_and_share_nothing() -> None:
     for name, switch in switches.items():
         assert [part[name][switch] for part in parts] == [True, False]
     assert parts[0]["operator"] == {"install": False}
-    assert "operator" not in parts[1]
+    assert "install" not in parts[1]["operator"]
+    # Without the first part nothing may be said that only it makes true, nor asked for that only it has.
+    assert parts[1]["admissionPolicy"]["provided"] is False
+    assert parts[1]["operator"] == {"priorityClassName": ""}
 
 
 def _with(path: str, value: object) -> dict[str, Any]:

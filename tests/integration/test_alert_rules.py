@@ -54,11 +54,12 @@ class Case:
 POD = 'namespace="duckmesh-system", pod="op-0"'
 ACME = 'namespace="shop", pod="acme-ingest-0", tenant="shop/acme"'
 OTHER = 'namespace="shop", pod="acme-ingest-1", tenant="shop/acme"'
+QUERY = 'namespace="shop", pod="beta-query-0", tenant="shop/beta"'
 OF_ACME = {"tenant": "shop/acme"}
 
 
-def trouble(condition: str, reason: str) -> str:
-    labels = f'{POD}, tenant="shop/acme", condition="{condition}", reason="{reason}"'
+def trouble(condition: str, reason: str, tenant: str = "shop/acme") -> str:
+    labels = f'{POD}, tenant="{tenant}", condition="{condition}", reason="{reason}"'
     return f"duckmesh_operator_tenant_condition{{{labels}}}"
 
 
@@ -158,6 +159,9 @@ CASES = {
             f'duckmesh_operator_tenant_lag_seconds{{{POD}, tenant="shop/acme"}}': "90x20",
             f'duckmesh_operator_tenant_lag_target_seconds{{{POD}, tenant="shop/acme"}}': "120x20",
             f'duckmesh_operator_tenant_lag_target_seconds{{{POD}, tenant="shop/beta"}}': "5x20",
+            f'duckmesh_operator_tenant_lag_seconds{{{POD}, tenant="shop/idle"}}': "90x100",
+            f'duckmesh_operator_tenant_lag_target_seconds{{{POD}, tenant="shop/idle"}}': "5x100",
+            trouble("Ready", "Suspended", "shop/idle"): "1x100",
         },
         labels=OF_ACME,
         value="1m 30s",
@@ -166,12 +170,19 @@ CASES = {
         fires={
             f"duckmesh_committer_active{{{ACME}}}": "1x3 0x10 1x10",
             f"duckmesh_committer_active{{{OTHER}}}": "0x30",
+            f"duckmesh_lag_observed_timestamp_seconds{{{ACME}}}": "1+60x30",
+            f"duckmesh_lag_observed_timestamp_seconds{{{OTHER}}}": "1+60x30",
         },
         at=8,
         gone=16,
         silent={
             f"duckmesh_committer_active{{{ACME}}}": "1x5 0x20",
             f"duckmesh_committer_active{{{OTHER}}}": "0x5 1x20",
+            f"duckmesh_lag_observed_timestamp_seconds{{{ACME}}}": "1+60x30",
+            f"duckmesh_lag_observed_timestamp_seconds{{{OTHER}}}": "1+60x30",
+            # Of this one nothing but a pod for queries is there.
+            f"duckmesh_committer_active{{{QUERY}}}": "0x100",
+            f"duckmesh_lag_observed_timestamp_seconds{{{QUERY}}}": "0x100",
         },
         labels=OF_ACME,
     ),
@@ -186,7 +197,11 @@ CASES = {
         fires={trouble("SnapshotHealthy", "Stale"): "1x5 stale"},
         at=3,
         gone=7,
-        silent={trouble("SnapshotHealthy", "Missing"): "1x20"},
+        silent={
+            trouble("SnapshotHealthy", "Missing"): "1x20",
+            trouble("SnapshotHealthy", "Stale", "shop/idle"): "1x100",
+            trouble("Ready", "Suspended", "shop/idle"): "1x100",
+        },
         labels=OF_ACME,
     ),
     "DuckmeshCommitFailures": Case(
@@ -218,14 +233,20 @@ CASES = {
         labels=OF_ACME,
     ),
     "DuckmeshWorkersNotReady": Case(
-        fires={trouble("Ready", "WorkersNotReady"): "1x15 stale"},
-        at=12,
+        fires={
+            # A migration that is tried again each minute.
+            trouble(
+                "Ready", "MigrationFailed"
+            ): "1 stale 1 stale 1 stale 1 stale 1 stale 1 1 1 stale",
+            trouble("Ready", "Migrating"): "_ 1 stale 1 stale 1 stale 1 stale 1 stale",
+        },
+        at=11,
         gone=17,
         silent={
             trouble("Ready", "Suspended"): "1x60",
             trouble("Ready", "WorkersNotReady"): "1x8 stale",
         },
-        labels={**OF_ACME, "reason": "WorkersNotReady"},
+        labels=OF_ACME,
     ),
     "DuckmeshTenantStalled": Case(
         fires={trouble("Stalled", "NameConflict"): "1x20 stale"},
@@ -235,11 +256,11 @@ CASES = {
         labels={**OF_ACME, "reason": "NameConflict"},
     ),
     "DuckmeshDeletionStuck": Case(
-        fires={trouble("Progressing", "RemovalFailed"): "1x6 stale"},
-        at=4,
-        gone=8,
-        silent={trouble("Progressing", "RemovalFailed"): "1x1 stale"},
-        labels={**OF_ACME, "reason": "RemovalFailed"},
+        fires={trouble("Ready", "Deleting"): "1x8 stale"},
+        at=7,
+        gone=10,
+        silent={trouble("Ready", "Deleting"): "1x4 stale"},
+        labels=OF_ACME,
     ),
     "DuckmeshLakeUnreadable": Case(
         fires={trouble("Fresh", "LakeUnreadable"): "1x6 stale"},
@@ -292,20 +313,37 @@ CASES = {
         value="25%",
     ),
     "DuckmeshOverloaded": Case(
-        fires={requests("ingest", "OVERLOADED"): "0+9x20 180x20"},
-        at=10,
+        fires={
+            requests("query", "OVERLOADED"): "0+9x20 180x20",
+            requests("query", "OK"): "0+90x40",
+            requests("ingest", "OK"): "0+90x40",
+        },
+        at=12,
         gone=28,
-        silent={requests("ingest", "OVERLOADED"): "0x5 9x40", requests("ingest", "OK"): "0+9x40"},
+        silent={
+            requests("ingest", "OVERLOADED"): "0+4x100",
+            requests("ingest", "OK"): "0+96x100",
+            requests("query", "OVERLOADED"): "0+4x100",
+            requests("query", "OK"): "0+96x100",
+        },
         labels=OF_ACME,
     ),
     "DuckmeshBacklogGrowing": Case(
         fires={
             f"duckmesh_ingest_pending_rows{{{ACME}}}": "1+600x50 0x30",
             f"duckmesh_ingest_pending_rows{{{OTHER}}}": "1+600x50 0x30",
+            f"duckmesh_visibility_lag_ms{{{ACME}}}": "2500+100x50 0x30",
+            f"duckmesh_visibility_lag_ms{{{OTHER}}}": "2500+100x50 0x30",
         },
         at=40,
         gone=60,
-        silent={f"duckmesh_ingest_pending_rows{{{ACME}}}": "900-10x40 500 0 1+600x10"},
+        silent={
+            f"duckmesh_ingest_pending_rows{{{ACME}}}": "900-10x40 500 0 1+600x10",
+            f"duckmesh_visibility_lag_ms{{{ACME}}}": "2500x60",
+            # A load that rises and is committed in time.
+            f"duckmesh_ingest_pending_rows{{{QUERY}}}": "1+600x100",
+            f"duckmesh_visibility_lag_ms{{{QUERY}}}": "1900x100",
+        },
         labels=OF_ACME,
         value="10",
     ),
@@ -330,13 +368,6 @@ CASES = {
         },
         labels=OF_ACME,
         value="1h 10m 0s",
-    ),
-    "DuckmeshSmallFiles": Case(
-        fires={trouble("CompactionCurrent", "Behind"): "1x70 stale"},
-        at=65,
-        gone=75,
-        silent={trouble("CompactionCurrent", "Behind"): "1x50 stale"},
-        labels=OF_ACME,
     ),
 }
 
@@ -423,7 +454,7 @@ def test_the_chart_renders_the_same_file() -> None:
     assert f'.Files.Get "{RULES.relative_to(ROOT / "charts/duckmesh")}"' in template
     (prefix,) = re.findall(r'replace "(.+?)"', template)
     assert RULES.read_text().count(f" {prefix}") == len(CASES)
-    assert values["monitoring"]["rules"] == {"enabled": False, "labels": {}, "runbookBase": ""}
+    assert values["monitoring"]["rules"] == {"install": False, "labels": {}, "runbookBase": ""}
 
 
 def test_every_metric_of_a_rule_is_exported() -> None:

@@ -46,12 +46,14 @@ async def test_a_leader_shows_every_metric_of_the_contract(
     failed = value("reconcile_total", kind="Tenant", result="Unavailable")
     written = value("status_writes_total", kind="Tenant")
     operator = process.Operator(cluster.api, settings(secrets_dir), on_lost=lambda: None)
+    operator._canary._last_event -= 1_000  # it stood by, without a watch
 
     running = asyncio.create_task(operator.run(lambda: None))
     async with asyncio.timeout(30):
         while value("reconcile_total", kind="Tenant", result="Unavailable") == failed:
             await asyncio.sleep(0.01)
     text = metrics.expose().decode()
+    silent_s = value("watch_last_event_age_seconds")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -61,6 +63,7 @@ async def test_a_leader_shows_every_metric_of_the_contract(
     assert "duckmesh_operator_lease_held 1.0" in text
     assert 'duckmesh_operator_tenants{phase="' in text
     assert value("status_writes_total", kind="Tenant") > written
+    assert 0 <= silent_s < 1_000  # silence counts from the take-over
     assert value("lease_held") == 0  # it ended
 
 
