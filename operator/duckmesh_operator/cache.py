@@ -7,16 +7,22 @@ absence alone: children are made by server-side apply under fixed names, deleted
 object that the store does not know is looked up in the API server before it is made.
 
 Lists bring what a watch missed, above all deletions: kopf does not tell which objects are gone when it lists again.
+Anyone may put our label on an object as large as the API server takes: one that no known Tenant owns under a name that
+we give is kept as an outline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import logging
+import re
 import zlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from duckmesh_operator.errors import Conflict, NotFound
@@ -34,14 +40,23 @@ from duckmesh_operator.names import (
     TENANT,
     Kind,
 )
-from duckmesh_operator.plan import has_foreign_fields
+from duckmesh_operator.plan import has_foreign_fields, is_ours
 from duckmesh_operator.queue import Key
+
+logger = logging.getLogger(__name__)
 
 #: Deletions are remembered this long: no answer to a request of ours takes longer.
 REMEMBERED_S: Final = 120.0
+#: Bytes, packed, above which only a Tenant's own child is kept whole: anyone may put our label on a megabyte.
+LARGE: Final = 4096
 OWN: Final = (TENANT, COMPACTOR)
 CACHED: Final = (*OWN, *CHILDREN)
 _LABELS: Final = {LABEL_MANAGED_BY: MANAGED_BY}
+#: What follows a Tenant's name in that of a child.
+_CHILD: Final = re.compile(r"-(tables|(ingest|query)(-[0-9]{1,9})?)")
+_OUTLINE: Final = ("name", "namespace", "uid", "generation", "deletionTimestamp")
+_OWNERS: Final = 10
+_OUTLINE_LABELS: Final = (LABEL_MANAGED_BY, LABEL_TENANT, LABEL_TENANT_UID, LABEL_TENANT_NAMESPACE)
 _APPLIED_BY_KUBECTL: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -74,8 +89,10 @@ class _Entry:
     """An object at rest: packed it takes a twentieth of what it takes as dicts, and nobody can change it by mistake."""
 
     version: int
+    uid: str
     tenant_uid: str
     packed: bytes
+    whole: bool
 
 
 class Store:
@@ -115,29 +132,60 @@ class Store:
 
     def places(self, kind: str, namespace: str | None) -> list[Place]:
         """Where objects of a kind lie; namespace None means anywhere."""
-        return [
-            place
-            for place in self._entries
-            if place.kind == kind and namespace in (None, place.namespace)
-        ]
+        return [place for place in self._entries if _is_in(place, kind, namespace)]
 
     def put(self, obj: Json) -> bool:
         """Keep an object unless a newer one is known; returns whether it says anything new but its version."""
         place, version = place_of(obj), version_of(obj)
         before = self._entries.get(place)
-        if (
-            version <= (before.version if before else 0)
-            or version <= self._gone.get(place, (0,))[0]
-        ):
+        known = before.version if before else 0
+        again = before is not None and version == known and not before.whole
+        if (version <= known and not again) or version <= self._gone.get(place, (0,))[0]:
             return False
         slim = slim_of(obj)
         packed = _pack(slim)
+        whole = len(packed) <= LARGE or self._is_ours(obj)
+        packed = packed if whole else _pack(_outline(slim, packed))
         uid = text_at(slim, "metadata", "labels", LABEL_TENANT_UID)
         self._drop(place)
         self._gone.pop(place, None)
-        self._entries[place] = _Entry(version=version, tenant_uid=uid, packed=packed)
+        self._entries[place] = _Entry(
+            version=version,
+            uid=text_at(slim, "metadata", "uid"),
+            tenant_uid=uid,
+            packed=packed,
+            whole=whole,
+        )
         self._by_tenant[uid].add(place)
-        return before is None or before.packed != packed
+        return not again and (before is None or before.packed != packed)
+
+    def _is_ours(self, obj: Json) -> bool:
+        """Whether a known Tenant, or the object itself, is what we would make it for."""
+        owner = owner_of(obj)
+        if owner is None or text_at(obj, "kind") == owner.kind:
+            return owner is not None
+        tenant = self._entries.get(Place(owner.kind, owner.namespace, owner.name))
+        return (
+            tenant is not None
+            and tenant.uid != ""
+            and is_ours(obj, tenant.uid)
+            and _CHILD.fullmatch(text_at(obj, "metadata", "name").removeprefix(owner.name))
+            is not None
+        )
+
+    def newest(self, kind: str, namespace: str | None) -> int:
+        """The newest version known of a kind, deletions too; namespace None means anywhere."""
+        where = (kind, namespace)
+        known = (entry.version for place, entry in self._entries.items() if _is_in(place, *where))
+        gone = (version for place, (version, _) in self._gone.items() if _is_in(place, *where))
+        return max(chain(known, gone), default=0)
+
+    def clear(self, kind: str, namespace: str | None) -> None:
+        """Forget a kind, deletions too; namespace None means everywhere."""
+        for place in self.places(kind, namespace):
+            self._drop(place)
+        for place in [place for place in self._gone if _is_in(place, kind, namespace)]:
+            del self._gone[place]
 
     def remove(self, place: Place, version: int) -> bool:
         """Take in that an object was gone at a version; returns whether that is new."""
@@ -189,6 +237,7 @@ class CachedApi:
         self._api = api
         self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
         self._changed = changed
+        self._set_back: set[tuple[str, str | None]] = set()
         self.store = Store(clock)
 
     # ---------------------------------------------------------------- reads
@@ -240,15 +289,18 @@ class CachedApi:
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
         """See `Api`."""
         place = place_of(manifest)
-        before = self.store.get(place) if subresource else None
+        before = self.store.get(place)
         try:
             made = await self._api.apply(manifest, subresource=subresource)
         except (Conflict, NotFound):
             await self._look_again(place)
             raise
         self._keep(made)
-        if before is not None and _but_status(slim_of(made)) != _but_status(before):
-            # The answer to a status shows a change of someone else, whose event will be no news.
+        # The answer shows a change of someone else, whose event will be no news.
+        if subresource:
+            if before is not None and _but_status(slim_of(made)) != _but_status(before):
+                self._tell(made)
+        elif has_foreign_fields(made) and not has_foreign_fields(before or {}):
             self._tell(made)
         return made
 
@@ -320,9 +372,10 @@ class CachedApi:
         Raises:
             OperatorError: The API server cannot be used.
         """
-        async with asyncio.TaskGroup() as group:
-            for kind in CACHED:
-                group.create_task(self.refresh(kind))
+        for kinds in (OWN, CHILDREN):  # whose a child is, its Tenant tells
+            async with asyncio.TaskGroup() as group:
+                for kind in kinds:
+                    group.create_task(self.refresh(kind))
 
     async def refresh(self, kind: Kind) -> Sequence[News]:
         """List one kind; returns what was not known.
@@ -337,9 +390,11 @@ class CachedApi:
     async def _refresh(self, kind: Kind, namespace: str | None) -> Sequence[News]:
         found: list[News] = []
         listed: set[Place] = set()
-        version = 0
+        version, newest = 0, self.store.newest(kind.kind, namespace)
         async for page in self._api.pages(kind, namespace, None if kind in OWN else _LABELS):
-            version = _number(page.version)
+            if not version:
+                version = _number(page.version)
+                self._notice_set_back((kind.kind, namespace), older=version < newest)
             for item in page.items:
                 place = place_of(item)
                 listed.add(place)
@@ -352,6 +407,14 @@ class CachedApi:
             if place not in listed and known is not None and self.store.remove(place, version):
                 found.append(News(place=place, version=0, owner=owner_of(known)))
         return found
+
+    def _notice_set_back(self, where: tuple[str, str | None], *, older: bool) -> None:
+        """Start anew where two lists in a row are older than what is known: the cluster's own store was put back."""
+        if older and where in self._set_back:
+            logger.warning("resource versions went back", extra={"kind": where[0]})
+            self.store.clear(*where)
+            older = False
+        (self._set_back.add if older else self._set_back.discard)(where)
 
 
 def place_of(obj: Json) -> Place:
@@ -394,6 +457,24 @@ def slim_of(obj: Json) -> Manifest:
         meta["annotations"] = annotations
     slim["metadata"] = meta
     return slim
+
+
+def _outline(slim: Json, packed: bytes) -> Manifest:
+    """Enough to see whose an object is, to delete it and to notice a change."""
+    meta = object_at(slim, "metadata")
+    short: Manifest = {key: meta[key] for key in _OUTLINE if key in meta}
+    labels = object_at(meta, "labels")
+    short["labels"] = {key: labels[key] for key in _OUTLINE_LABELS if key in labels}
+    owners = list_at(meta, "ownerReferences")
+    short["ownerReferences"] = [
+        {key: text_at(owner, key) for key in ("kind", "name", "uid")} for owner in owners[:_OWNERS]
+    ]
+    about = {key: slim.get(key) for key in ("apiVersion", "kind")}
+    return {**about, "metadata": short, "content": hashlib.sha256(packed).hexdigest()}
+
+
+def _is_in(place: Place, kind: str, namespace: str | None) -> bool:
+    return place.kind == kind and namespace in (None, place.namespace)
 
 
 def _pack(slim: Json) -> bytes:

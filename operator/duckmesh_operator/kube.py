@@ -32,7 +32,7 @@ from duckmesh_operator.errors import (
     Unavailable,
 )
 from duckmesh_operator.manifest import Json, Manifest, list_at, number_at, object_at, text_at
-from duckmesh_operator.names import FIELD_MANAGER, Kind, kind_of
+from duckmesh_operator.names import CONFIG_MAP, FIELD_MANAGER, Kind, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ _LONGEST_PAUSE_S: Final = 2.0
 #: Objects on a page of a list: a Deployment has 10 KB on the wire and five times that in memory, and all kinds are
 #: listed side by side at start.
 _PAGE: Final = 100
+#: The same of ConfigMaps: anyone may put our label on one of a megabyte.
+_PAGE_CONFIG_MAPS: Final = 20
 _APPLY: Final = "application/apply-patch+yaml"  # JSON is YAML
 
 
@@ -182,7 +184,7 @@ class KubeApi:
         self, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None
     ) -> AsyncIterator[Page]:
         """See `Api`."""
-        query = {"limit": str(_PAGE)}
+        query = {"limit": str(_PAGE_CONFIG_MAPS if kind is CONFIG_MAP else _PAGE)}
         if labels:
             query["labelSelector"] = ",".join(f"{key}={value}" for key, value in labels.items())
         head: Manifest = {"apiVersion": kind.api_version, "kind": kind.kind}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from duckmesh_operator.errors import Conflict, Forbidden, NotFound
 from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.names import (
     COMPACTOR,
+    CONFIG_MAP,
     LABEL_TENANT_UID,
     REVISION,
     SECRET,
@@ -235,6 +238,86 @@ def test_whatever_order_news_come_in_the_newest_stands(store: Store, seed: int) 
     assert store.get(PLACE) == (None if gone else last)
 
 
+def large(change: Callable[[Object], None] = lambda obj: None, *, version: int = 5) -> Object:
+    """The tables of a Tenant with 200 kB that hardly can be packed, after a change."""
+    text = "".join(random.Random(1).choices("0123456789abcdef", k=200_000))  # noqa: S311 - bulk
+    meta: Object = {"name": "acme-tables", "namespace": "team", "resourceVersion": str(version)}
+    meta |= {"uid": "u9", "labels": labels("acme", UID, "ingest")}
+    obj = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"tables.json": text}}
+    change(obj)
+    return obj
+
+
+def of(obj: Object) -> Place:
+    return caches.place_of(obj)
+
+
+def _named(name: str) -> Callable[[Object], None]:
+    return lambda obj: obj["metadata"].update(name=name)
+
+
+def _labelled(**more: str) -> Callable[[Object], None]:
+    return lambda obj: obj["metadata"]["labels"].update(
+        {f"duckmesh.io/{key.replace('_', '-')}": value for key, value in more.items()}
+    )
+
+
+def _owned(obj: Object) -> None:
+    obj["metadata"]["ownerReferences"] = [{"kind": "ReplicaSet", "name": "x", "uid": "other"}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_named("mine"), _labelled(tenant="nobody"), _labelled(tenant_uid="other"), _owned],
+    ids=["another name", "no such tenant", "another uid", "another owner"],
+)
+def test_what_is_large_and_not_a_childs_is_kept_as_an_outline(
+    store: Store, change: Callable[[Object], None]
+) -> None:
+    store.put(tenant_object(resourceVersion="1", uid=UID))
+    obj = large(change)
+
+    assert store.put(obj)
+
+    found = store.get(of(obj))
+    assert found is not None
+    assert len(store._entries[of(obj)].packed) < 1000
+    for key in ("name", "namespace", "uid", "resourceVersion"):
+        assert found["metadata"][key] == obj["metadata"][key]  # type: ignore[index]
+    assert caches.owner_of(found) == caches.owner_of(obj)
+    assert not store.put(large(change, version=6)), "the same content is no news"
+    other = large(change, version=7)
+    other["data"]["tables.json"] += "0"
+    assert store.put(other)
+
+
+def test_a_tenants_own_child_is_kept_whole_however_large_it_is(store: Store) -> None:
+    store.put(tenant_object(resourceVersion="1", uid=UID))
+
+    store.put(large())
+
+    assert store.get(of(large())) == large()
+
+
+def test_an_outline_is_filled_in_when_its_tenant_is_known(store: Store) -> None:
+    store.put(large())
+    store.put(tenant_object(resourceVersion="1", uid=UID))
+
+    assert not store.put(large()), "it did not change"
+
+    assert store.get(of(large())) == large()
+
+
+async def test_whose_a_child_is_is_known_before_it_is_listed(bench: Bench) -> None:
+    bench.api.add(tenant_object())
+    made = bench.api.add(large())
+
+    await bench.cache.load()
+
+    found = await bench.cache.list(CONFIG_MAP, "team", MINE)
+    assert [one["data"] for one in found] == [made["data"]]
+
+
 # -------------------------------------------------------------------- reads
 
 
@@ -435,6 +518,27 @@ def test_what_lies_in_the_operators_namespace_says_whose_it_is() -> None:
     assert caches.owner_of(obj) == Key("Tenant", "elsewhere", "acme")
 
 
+@pytest.mark.parametrize(
+    ("theirs", "told"), [({"b": 1}, [ACME]), (None, [])], ids=["an addition", "nothing"]
+)
+async def test_the_answer_to_an_apply_that_shows_an_addition_is_told_once(
+    bench: Bench, theirs: Object | None, told: list[Key]
+) -> None:
+    """It landed between the read and the apply; its event will be no news."""
+    await bench.cache.apply(service(a=1))
+    if theirs is not None:
+        bench.api.edit(SERVICE, "team", PLACE.name, {"spec": theirs})
+
+    await bench.cache.apply(service(a=2))
+    assert bench.told == told
+    assert not bench.watch("Service", PLACE.name)
+
+    await bench.cache.apply(service(a=3))
+    assert bench.told == told, (
+        "what is known needs no telling, or reconciles would chase each other"
+    )
+
+
 # -------------------------------------------------------------------- lists
 
 
@@ -472,6 +576,40 @@ async def test_an_object_made_while_a_list_is_read_is_not_taken_for_gone(bench: 
     await bench.cache.refresh(SERVICE)
 
     assert "late" in await bench.names()
+
+
+async def test_a_cluster_that_was_put_back_is_followed(bench: Bench) -> None:
+    """A restored etcd counts from an earlier version on: whatever it tells would be older than what is known."""
+    bench.api._numbers = itertools.count(1000)
+    bench.api.add(service(name="kept", a=2))
+    bench.api.add(service(name="later"))
+    await bench.cache.apply(service(name="last"))
+    await bench.cache.load()
+    for name in ("later", "last"):
+        bench.api.remove(SERVICE, "team", name)
+    bench.api._numbers = itertools.count(7)
+    bench.api.add(service(name="kept", a=1))
+
+    await bench.cache.refresh(SERVICE)
+    assert await bench.names() == ["kept", "last", "later"], "one old list proves nothing"
+    await bench.cache.refresh(SERVICE)
+
+    (found,) = await bench.cache.list(SERVICE, "team", MINE)
+    assert (found["metadata"]["name"], found["spec"]) == ("kept", {"a": 1})  # type: ignore[index]
+    bench.api.edit(SERVICE, "team", "kept", {"spec": {"a": 3}})
+    assert bench.watch("Service", "kept")
+
+
+async def test_one_old_list_between_others_changes_nothing(bench: Bench) -> None:
+    await bench.cache.apply(service())
+    for start in (100, 1, 200, 1, 300):
+        bench.api._numbers = itertools.count(start)
+        await bench.cache.refresh(SERVICE)
+        bench.api._numbers = itertools.count(start + 50)
+        if start > 1:
+            await bench.cache.apply(service(a=start))
+
+    assert await bench.names() == [PLACE.name]
 
 
 async def test_only_the_served_namespaces_are_listed() -> None:

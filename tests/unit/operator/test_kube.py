@@ -20,7 +20,7 @@ from duckmesh_operator.errors import (
     Unavailable,
 )
 from duckmesh_operator.kube import KubeApi, TokenBucket, error_of
-from duckmesh_operator.names import SERVICE, TENANT
+from duckmesh_operator.names import CONFIG_MAP, SERVICE, TENANT
 from tests.tenants import tenant_object
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -109,6 +109,16 @@ async def test_a_list_is_read_page_by_page(api: KubeApi, server: Server) -> None
     assert {one["kind"] for one in found} == {"Tenant"}
     assert [seen[2].get("continue", "") for seen in server.seen] == ["", "more"]
     assert server.seen[0][2]["labelSelector"] == "a=b,c=d"
+
+
+async def test_what_anyone_may_make_large_comes_in_smaller_pages(
+    api: KubeApi, server: Server
+) -> None:
+    for kind in (SERVICE, CONFIG_MAP):
+        await api.list(kind, None)
+
+    services, config_maps = [int(query["limit"]) for _, _, query, _ in server.seen]
+    assert config_maps < services
 
 
 async def test_a_delete_names_the_very_object(api: KubeApi, server: Server) -> None:
