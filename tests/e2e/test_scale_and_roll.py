@@ -117,10 +117,16 @@ def test_an_autoscaler_reads_the_tenant_and_the_operator_leaves_it_the_number(
 
     # It lifts the Tenant to its lower bound without any metrics.
     _settled(tenant, ingest=2, query=2)
-    seen = tenant.kube.json("get", "hpa", "-n", tenant.namespace, "shop")["status"]
-    states = {one["type"]: one["status"] for one in seen["conditions"]}
+
+    def seen() -> dict[str, Any]:
+        status: dict[str, Any] = tenant.kube.json("get", "hpa", "-n", tenant.namespace, "shop")[
+            "status"
+        ]
+        return status
+
+    wait_for("the autoscaler to see two pods", lambda: seen()["currentReplicas"] == 2, 120)
+    states = {one["type"]: one["status"] for one in seen()["conditions"]}
     assert states["AbleToScale"] == "True"
-    assert seen["currentReplicas"] == 2
     shown = tenant.kube.json(
         "get", "tenant", "-n", tenant.namespace, "shop", "--show-managed-fields"
     )

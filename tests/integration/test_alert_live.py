@@ -34,6 +34,7 @@ TABLE = {"name": "orders", "columns": [{"name": "n", "type": "BIGINT"}]}
 LOOK_S = 0.25
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 async def test_the_lag_alert_fires_and_resolves(
     s3_lake: Lake, s3: S3Server, tmp_path: Path

@@ -19,6 +19,9 @@ _NOT_IN_PODS = (
     *("snapshots", "compaction", "version"),
 )
 
+#: Parts of `spec.snapshots` that the ingest pods get.
+_SNAPSHOTS = ("keepFor", "keepLast")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
@@ -43,13 +46,21 @@ class Revision:
 
 
 def build_inputs(context: Context, component: str) -> Manifest:
-    """What a worker's template is built from."""
-    return {
+    """What a worker's template is built from.
+
+    What a later release builds from gets a key of its own: the operator of the release before, back after a rollback, does
+    not look at it, and finds the rest as it left it.
+    """
+    inputs: Manifest = {
         "version": context.images.version,
         "spec": digest(_worker_spec(context, component)),
         "platform": context.platform_digest,
         "generation": context.tenant.meta.generation,
     }
+    if component == "ingest":
+        raw = context.tenant.raw_spec
+        inputs["snapshots"] = digest([dig(raw, "snapshots", name) for name in _SNAPSHOTS])
+    return inputs
 
 
 def parse_revision(manifest: Json) -> Revision:
@@ -81,16 +92,22 @@ def is_current(revision: Revision, inputs: Manifest) -> bool:
     The same generation is the same spec, whatever a newer CRD filled in; a newer generation may have changed only what
     is not in pods.
     """
-    same_spec = _same(revision, inputs, "generation") or _same(revision, inputs, "spec")
-    return same_spec and all(_same(revision, inputs, key) for key in ("version", "platform"))
+    if not all(_same(revision, inputs, key) for key in ("version", "platform")):
+        return False
+    later = (_same(revision, inputs, key) for key in _later(inputs) if key in revision.inputs)
+    return _same(revision, inputs, "generation") or (_same(revision, inputs, "spec") and all(later))
 
 
 def is_outdated(revision: Revision, inputs: Manifest) -> bool:
-    """Whether a current revision was made from a spec that reads otherwise today, as a newer CRD fills in defaults.
+    """Whether a current revision says less than one of today, or was made from a spec that reads otherwise today, as a
+    newer CRD fills in defaults.
 
     At the next generation nobody could tell that from a change of the spec, and the worker would be rolled.
     """
-    return _same(revision, inputs, "generation") and not _same(revision, inputs, "spec")
+    return any(key not in revision.inputs for key in _later(inputs)) or (
+        _same(revision, inputs, "generation")
+        and not all(_same(revision, inputs, key) for key in ("spec", *_later(inputs)))
+    )
 
 
 def next_revision(
@@ -110,6 +127,11 @@ def build_revision(tenant: Tenant, component: str, revision: Revision) -> Manife
     return manifest
 
 
+def _later(inputs: Manifest) -> list[str]:
+    """Keys that the first release did not have."""
+    return [key for key in inputs if key not in ("version", "spec", "platform", "generation")]
+
+
 def _same(revision: Revision, inputs: Manifest, key: str) -> bool:
     return revision.inputs.get(key) == inputs[key]
 
@@ -126,5 +148,4 @@ def _worker_spec(context: Context, component: str) -> Manifest:
     }
     if component == "ingest":
         kept["target"] = dig(raw, "freshness", "target")
-        kept["snapshots"] = [dig(raw, "snapshots", name) for name in ("keepFor", "keepLast")]
     return kept

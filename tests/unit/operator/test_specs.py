@@ -569,10 +569,28 @@ def test_what_workers_are_compared_by_is_for_ever() -> None:
     """A change of these texts would roll every worker of every installation at its next operator upgrade."""
     assert revise({}, 1) == {
         "version": "0.1.0",
-        "spec": "bd516a0d89b822e9",
+        "spec": "d011e17a0d334b48",
         "platform": "447f202f228c25ab",
         "generation": 1,
+        "snapshots": "95cb9b4f84ceff13",
     }
+
+
+def test_a_revision_of_the_first_release_holds_and_is_made_whole() -> None:
+    """It says nothing of what later releases look at, and neither does their operator when it is back."""
+    context = make_context(BASE)
+    first = {key: value for key, value in revise(BASE, 1).items() if key != "snapshots"}
+    found = next_revision(context, "ingest", None, template={"spec": {}}, inputs=first)
+    changed = revise(BASE | {"suspend": True}, 2)
+
+    whole = next_revision(context, "ingest", found, template=found.template, inputs=changed)
+
+    assert is_current(found, changed)
+    assert is_outdated(found, changed)
+    assert not is_outdated(whole, changed)
+    assert first.items() <= revise(BASE, 1).items()
+    assert not is_current(whole, revise(BASE | {"snapshots": {"keepFor": "48h"}}, 3))
+    assert not is_current(found, revise(BASE | {"ingest": {"batch": {"maxRows": 6}}}, 2))
 
 
 def test_the_latest_revision_of_a_worker_is_found() -> None:
