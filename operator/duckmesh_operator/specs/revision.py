@@ -99,10 +99,10 @@ def is_current(revision: Revision, inputs: Manifest) -> bool:
 
 
 def is_outdated(revision: Revision, inputs: Manifest) -> bool:
-    """Whether a current revision says less than one of today, or was made from a spec that reads otherwise today, as a
-    newer CRD fills in defaults.
+    """Whether a current revision says less than one of today, or its spec reads otherwise today.
 
-    At the next generation nobody could tell that from a change of the spec, and the worker would be rolled.
+    A newer CRD fills in defaults. At the next generation nobody could tell that from a change of the spec, and the
+    worker would be rolled.
     """
     return any(key not in revision.inputs for key in _later(inputs)) or (
         _same(revision, inputs, "generation")
