@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
 from collections.abc import Callable, Sequence
@@ -78,15 +79,21 @@ def run_migrate(settings: MigrateSettings) -> int:
 
 
 def run_purge(settings: PurgeSettings) -> int:
-    """Remove one lake for good; returns the exit code. Safe to repeat."""
+    """Remove one lake for good; returns the exit code. Safe to repeat. SIGTERM ends the process at once."""
     from duckmesh_runtime.adapters.purge import purge
 
+    # The first process of a container has no default action: without a handler the purge would go on.
+    signal.signal(signal.SIGTERM, _end_at_once)
     try:
         asyncio.run(purge(settings))
     except DuckmeshError as error:
         logger.error("purge failed", extra={"error_code": error.code, "problem": error.message})
         return 1
     return 0
+
+
+def _end_at_once(number: int, _: object) -> None:
+    os._exit(128 + number)
 
 
 def _nothing(_: Sequence[int]) -> None:
