@@ -75,7 +75,7 @@ class Operator:
         self._on_lost = on_lost
         self._watching = asyncio.Event()
         self._leading = False
-        self._prefixes = Prefixes()
+        self._prefixes = Prefixes(settings.stores)
         self._board = LagBoard()
         self._catalogs = {
             name: SparingCatalog(name, found.secret_dir, clock=clock)

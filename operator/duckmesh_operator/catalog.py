@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from duckmesh_operator.errors import (
     Unavailable,
 )
 from duckmesh_operator.lag import LagReport
+from duckmesh_operator.names import logins
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ SELECT lake, tenant, tenant_uid, data_url, migration,
   FROM duckmesh.lake AS l
 """
 _NEAR: Final = f"{_LAKES} WHERE lake = $1 OR tenant = $2 OR starts_with(data_url, $3) OR starts_with($3, data_url)"
+_STILL: Final = """
+SELECT lake FROM duckmesh.lake WHERE (lake, tenant_uid) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+"""
 _RECORDS: Final = f"{_LAKES} WHERE tenant_uid = $1 OR lake = $2"
 _ADOPT: Final = "SELECT duckmesh.adopt_lake($1, $2, $3)"
 _FORGET: Final = "SELECT duckmesh.forget_lake($1, $2)"
@@ -68,6 +72,10 @@ SELECT format('CREATE ROLE %I LOGIN NOINHERIT NOCREATEDB NOCREATEROLE CONNECTION
 _PASSWORD: Final = "SELECT format('ALTER ROLE %I PASSWORD %L', $1::text, $2::text)"  # noqa: S105 - a statement
 _LIMIT: Final = "SELECT format('ALTER ROLE %I LOGIN CONNECTION LIMIT %s', $1::text, $2::int)"
 _SET: Final = "SELECT format('ALTER ROLE %I SET %I = %L', $1::text, $2::text, $3::text)"
+_TOO_OLD: Final = (
+    "the catalog's database is of a release that could not hand data over; the first lake that is made in it brings it "
+    "to this one: make a Tenant with a new name in this catalog, it can be deleted afterwards"
+)
 _DROP: Final = "SELECT format('DROP ROLE %I', $1::text)"
 _RETIRE: Final = "SELECT format('ALTER ROLE %I NOLOGIN', $1::text)"
 
@@ -214,8 +222,8 @@ class Catalog:
                 return []
         return [Lake(**dict(row)) for row in rows]
 
-    async def records(self, *, uid: str, lake: str) -> list[Lake]:
-        """The lake of an owner, and the one of this name, whoever has it.
+    async def records(self, *, uid: str, lake: str) -> list[Lake] | None:
+        """The lake of an owner, and the one of this name, whoever has it; None while the database has no registry.
 
         Raises:
             Unavailable, Forbidden: The database does not answer, or not to us.
@@ -224,7 +232,7 @@ class Catalog:
             try:
                 rows = await connection.fetch(_RECORDS, uid, lake)
             except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-                return []
+                return None
         return [Lake(**dict(row)) for row in rows]
 
     async def adopt_lake(self, lake: str, *, owner: str, heir: str) -> bool:
@@ -234,7 +242,10 @@ class Catalog:
             Unavailable, Forbidden: The database does not answer, or not to us; or it is older than migration 7.
         """
         async with self._control.use() as connection:
-            return bool(await connection.fetchval(_ADOPT, lake, owner, heir))
+            try:
+                return bool(await connection.fetchval(_ADOPT, lake, owner, heir))
+            except asyncpg.UndefinedFunctionError as error:
+                raise Failing(_TOO_OLD) from error
 
     async def forget_lake(self, lake: str, uid: str) -> None:
         """Take the line of an owner's purged lake out of the registry; any other is left.
@@ -280,11 +291,20 @@ class Catalog:
             Unavailable, Forbidden: The database does not answer, or not to us.
         """
         async with self._control.use() as connection:
-            rows = await connection.fetch(_LOGINS, list(names))
-            active = [row["rolname"] for row in rows if row["rolcanlogin"]]
-            for name in active:
-                await connection.execute(await connection.fetchval(_RETIRE, name))
-        return active
+            return await _retire(connection, names)
+
+    async def retire_lakes(self, owners: Mapping[str, str]) -> list[str]:
+        """Retire the logins of lakes that are still their owners'; see `retire_logins`.
+
+        Args:
+            owners: Uid by lake. A lake that was handed over meanwhile is left, and cannot be until this is done.
+
+        Raises:
+            Unavailable, Forbidden: The database does not answer, or not to us.
+        """
+        async with self._control.use() as connection:
+            rows = await connection.fetch(_STILL, list(owners), list(owners.values()))
+            return await _retire(connection, [name for row in rows for name in logins(row["lake"])])
 
     async def sweep(self) -> list[LagReport]:
         """One look at all lakes of the database; none while it has no schema `duckmesh`.
@@ -387,6 +407,37 @@ class _Session:
         if connection is not None:
             with suppress(Exception):  # it is being thrown away; a broken one closes badly
                 connection.terminate()
+
+
+async def lakes_elsewhere(catalogs: Mapping[str, Catalog], but: str, data_url: str) -> list[Lake]:
+    """Lakes of all catalogs but one whose data overlaps with a place: no database knows of another's.
+
+    Args:
+        catalogs: By name.
+        but: The one not to ask.
+        data_url: The place, `s3://bucket/prefix/`.
+
+    Raises:
+        Unavailable: One of them does not answer, so what it keeps there is unknown.
+    """
+    found: list[Lake] = []
+    for name, catalog in catalogs.items():
+        if name == but:
+            continue
+        try:
+            found += await catalog.lakes(lake="", tenant="", data_url=data_url)
+        except OperatorError as error:
+            said = f"the catalog {name} cannot be asked whether it keeps data in the same place ({error})"
+            raise Unavailable(said) from error
+    return found
+
+
+async def _retire(connection: asyncpg.Connection, names: Sequence[str]) -> list[str]:
+    rows = await connection.fetch(_LOGINS, list(names))
+    active = [row["rolname"] for row in rows if row["rolcanlogin"]]
+    for name in active:
+        await connection.execute(await connection.fetchval(_RETIRE, name))
+    return active
 
 
 async def _statements(

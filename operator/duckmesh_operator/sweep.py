@@ -13,7 +13,6 @@ from typing import Final, Protocol
 from duckmesh_operator import metrics
 from duckmesh_operator.errors import OperatorError
 from duckmesh_operator.lag import CatalogHealth, LagBoard, LagReport, catalog_health
-from duckmesh_operator.names import logins
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ class SweptCatalog(Protocol):
     async def sweep(self) -> list[LagReport]:
         """See `catalog.Catalog`."""
 
-    async def retire_logins(self, names: list[str]) -> list[str]:
+    async def retire_lakes(self, owners: Mapping[str, str]) -> list[str]:
         """See `catalog.Catalog`."""
 
 
@@ -69,7 +68,7 @@ class Sweeper:
         self._interval_s = interval_s
         self._clock = clock
         self._reports: dict[str, list[LagReport]] = {}
-        self._suspects: dict[str, set[str]] = {}
+        self._suspects: dict[str, dict[str, str]] = {}
         self._unreadable: set[str] = set()
 
     async def run(self) -> None:
@@ -115,14 +114,15 @@ class Sweeper:
         """Take the logins of lakes that were without a Tenant at two looks in a row."""
         alive = await self._alive()
         gone = {
-            report.lake
+            report.lake: report.tenant_uid
             for report in self._reports.get(catalog.name, [])
             if report.tenant_uid not in alive and self._serves(report.tenant)
         }
-        before = self._suspects.get(catalog.name, set())
+        before = self._suspects.get(catalog.name, {})
         self._suspects[catalog.name] = gone
-        names = [name for lake in sorted(gone & before) for name in logins(lake)]
-        if names and (retired := await catalog.retire_logins(names)):
+        twice = dict(sorted(gone.items() & before.items()))
+        # What was read above may be outdated: whose a lake is, is asked again.
+        if twice and (retired := await catalog.retire_lakes(twice)):
             logger.info("logins retired", extra={"catalog": catalog.name, "logins": retired})
 
     async def _run(self, catalog: SweptCatalog) -> None:

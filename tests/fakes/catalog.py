@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from duckmesh_operator.catalog import Lake, Login
 from duckmesh_operator.errors import OperatorError
 from duckmesh_operator.lag import LagReport
+from duckmesh_operator.names import logins
 
 
 class FakeCatalog:
@@ -20,6 +21,7 @@ class FakeCatalog:
         reports: What the next sweep returns.
         writes: Roles changed, in order.
         failing: Raised by every call while set.
+        empty: The database has no registry.
     """
 
     def __init__(self, name: str = "default", dsn: str = "") -> None:
@@ -32,6 +34,7 @@ class FakeCatalog:
         self.reports: list[LagReport] = []
         self.writes: list[str] = []
         self.failing: OperatorError | None = None
+        self.empty = False
 
     def install(self, uid: str, tenant: str, data_url: str, migration: int) -> None:
         """Do what the migrate Job does."""
@@ -58,8 +61,10 @@ class FakeCatalog:
             or data_url.startswith(one.data_url)
         ]
 
-    async def records(self, *, uid: str, lake: str) -> list[Lake]:
+    async def records(self, *, uid: str, lake: str) -> list[Lake] | None:
         self._fail()
+        if self.empty:
+            return None
         return [one for one in self.registry if one.tenant_uid == uid or one.lake == lake]
 
     async def adopt_lake(self, lake: str, *, owner: str, heir: str) -> bool:
@@ -110,6 +115,10 @@ class FakeCatalog:
         active = [name for name in names if name in self.logins and name not in self.retired]
         self.retired |= set(active)
         return active
+
+    async def retire_lakes(self, owners: Mapping[str, str]) -> list[str]:
+        mine = [one.lake for one in self.registry if owners.get(one.lake) == one.tenant_uid]
+        return await self.retire_logins([name for lake in mine for name in logins(lake)])
 
     async def sweep(self) -> list[LagReport]:
         self._fail()

@@ -287,9 +287,23 @@ async def test_a_lake_is_handed_over_once_and_to_one_without_a_lake(
 
 
 async def test_a_catalog_without_registry_has_no_records(catalog: Catalog) -> None:
-    assert await catalog.records(uid=UID, lake=LAKE) == []
+    assert await catalog.records(uid=UID, lake=LAKE) is None
     await catalog.forget_lake(LAKE, UID)
     await catalog.drop_logins([f"{LAKE}_w"])
+
+
+async def test_only_logins_of_lakes_that_are_still_their_owners_are_retired(
+    catalog: Catalog, admin: asyncpg.Connection
+) -> None:
+    await install(admin)
+    await admin.execute("SELECT duckmesh.register_lake($1, $2, $3, $4, 3)", LAKE, TENANT, UID, URL)
+    await catalog.ensure_logins(logins())
+
+    assert await catalog.retire_lakes({LAKE: "heir", "lake_none": UID}) == []
+    active = "SELECT count(*) FROM pg_roles WHERE starts_with(rolname, $1) AND rolcanlogin"
+    assert await admin.fetchval(active, LAKE) == 3
+    assert len(await catalog.retire_lakes({LAKE: UID})) == 3
+    assert await admin.fetchval(active, LAKE) == 0
 
 
 async def test_a_catalog_of_the_release_before_has_no_purges(
@@ -302,7 +316,7 @@ async def test_a_catalog_of_the_release_before_has_no_purges(
     (found,) = await catalog.lakes(lake=LAKE, tenant=TENANT, data_url=URL)
 
     assert (found.migration, found.purging, found.purged) == (6, False, False)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="make a Tenant with a new name in this catalog"):
         await catalog.adopt_lake(LAKE, owner=UID, heir="heir")
 
 

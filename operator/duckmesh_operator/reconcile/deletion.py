@@ -2,6 +2,7 @@
 
 One step after another, each found out from what is there, so that a process that ends anywhere is followed by the next.
 Bounded: after `Settings.deletion_timeout_s` the Tenant goes whatever is left, and what is left is kept as with Retain.
+Where data is kept after all, the Job ends before the Tenant goes: a Job that nobody watches must not remove it yet.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from duckmesh_operator.catalog import Catalog
-from duckmesh_operator.errors import Invalid, NotFound, OperatorError
+from duckmesh_operator.catalog import Catalog, Lake, lakes_elsewhere
+from duckmesh_operator.errors import Failing, Invalid, NotFound, OperatorError
 from duckmesh_operator.kube import Api
 from duckmesh_operator.manifest import Json, Manifest, dig, list_at, text_at
 from duckmesh_operator.model import Meta, parse_meta
 from duckmesh_operator.names import (
     DEPLOYMENT,
     FINALIZER,
+    MIGRATION,
     child,
     lake_name,
     logins,
     migrate_job,
     purge_job,
 )
-from duckmesh_operator.reconcile.jobs import LOOK_S, is_of, run_job, stop_job
+from duckmesh_operator.reconcile.jobs import LOOK_S, is_of, read_job, run_job, stop_job
 from duckmesh_operator.reconcile.workers import COMPONENTS
 from duckmesh_operator.settings import Settings
 from duckmesh_operator.specs.context import build_bare_context
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 #: After a failure, the part of the time since the deletion to wait; so a long outage is not asked after all the time.
 _PATIENCE: Final = 0.1
 _LONGEST_WAIT_S: Final = 30.0
+#: Seconds after the time for a deletion in which a Job that still runs may end; a pod has 30 of its own.
+_STOP_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +97,12 @@ class Deletion:
             Where it is; None when nothing is left to do but `release`, which follows on `DataKept` as well.
         """
         meta, since_s = parse_meta(obj), self._since_s(obj)
-        if not _is_wanted(obj):
-            await self._stop_purge(meta)
-            return None
         left_s = self._settings.deletion_timeout_s - since_s
+        if not _is_wanted(obj):
+            return await self._stop_purge(meta, left_s + _STOP_S)
         if left_s <= 0:
-            await self._stop_purge(meta)
-            return Step(reason="DataKept")
+            stopping = await self._stop_purge(meta, left_s + _STOP_S)
+            return stopping or Step(reason="DataKept")
         try:
             return await self._remove(meta, obj)
         except OperatorError as error:
@@ -135,6 +138,11 @@ class Deletion:
         if catalog is None:
             raise Invalid([f"spec.catalog.name: {name} is not configured any more"])
         lakes = await catalog.records(uid=meta.uid, lake=lake_name(meta.uid))
+        if lakes is None and _had_lake(obj):
+            raise Failing(
+                "the catalog's database knows of no lake at all, though this Tenant had one"
+            )
+        lakes = lakes or []
         own = next((one for one in lakes if one.tenant_uid == meta.uid), None)
         lake = own.lake if own is not None else lake_name(meta.uid)
         if await stop_job(self._api, self._settings.namespace, migrate_job(lake), meta.uid):
@@ -142,11 +150,13 @@ class Deletion:
         if own is None and lakes:
             return None  # handed over to another Tenant, and its logins with it
         if own is None or own.purged:
+            if await self._stop_migrations(meta, lake):
+                return Step(reason="Stopping")
             await catalog.drop_logins(logins(lake))
             await catalog.forget_lake(lake, meta.uid)
             return None
         await catalog.retire_logins(logins(lake))
-        return await self._purge(replace(meta, recorded=lake), obj)
+        return await self._purge(replace(meta, recorded=lake), obj, own)
 
     async def _stop_workers(self, meta: Meta) -> bool:
         """Delete the Deployments; whether any of them, or of their pods, is still there."""
@@ -165,25 +175,55 @@ class Deletion:
                 await self._api.delete(DEPLOYMENT, meta.namespace, name, uid, wait=True)
         return busy
 
-    async def _purge(self, meta: Meta, obj: Json) -> Step:
-        job = build_purge_job(build_bare_context(meta, obj, self._settings))
+    async def _stop_migrations(self, meta: Meta, lake: str) -> bool:
+        """Stop Jobs of earlier releases as well: one that waits for a node would make the lake anew."""
+        namespace = self._settings.namespace
+        names = [migrate_job(lake, number) for number in range(1, MIGRATION)]
+        return any([await stop_job(self._api, namespace, name, meta.uid) for name in names])
+
+    async def _purge(self, meta: Meta, obj: Json, own: Lake) -> Step:
+        context = build_bare_context(meta, obj, self._settings)
+        job = build_purge_job(context)
+        if await read_job(self._api, job) == "absent":
+            await self._refuse_shared(context.catalog.name, own)
         state = await run_job(self._api, job, self._now())
         if state == "running":
             return Step(reason="RemovingData")
         problem = f"the Job {purge_job(meta.uid)} failed; its log is in the operator's namespace"
         return Step(reason="RemovalFailed", problem=problem)
 
-    async def _stop_purge(self, meta: Meta) -> None:
-        """No Job goes on with what is kept from now on."""
+    async def _refuse_shared(self, name: str, own: Lake) -> None:
+        """Begin no purge of a place where another catalog keeps data; the Job knows of its own catalog only."""
+        found = await lakes_elsewhere(self._catalogs, name, own.data_url)
+        if any((one.lake, one.tenant_uid) != (own.lake, own.tenant_uid) for one in found):
+            raise Invalid(["data of another lake, in another catalog, lies in the same place"])
+
+    async def _stop_purge(self, meta: Meta, left_s: float) -> Step | None:
+        """See that no Job goes on with what is kept from now on; None when there is none, or its time is over."""
         try:
-            await stop_job(self._api, self._settings.namespace, purge_job(meta.uid), meta.uid)
+            busy = await stop_job(
+                self._api, self._settings.namespace, purge_job(meta.uid), meta.uid
+            )
+            step = Step(reason="Stopping") if busy else None
         except OperatorError as error:
             logger.warning("purge job not removed", extra={"error": str(error)})
+            problem = f"the Job {purge_job(meta.uid)} cannot be stopped ({error})"
+            step = Step(reason="RemovalFailed", problem=problem)
+        if step is not None and left_s <= 0:
+            logger.error("purge job left behind", extra={"job": purge_job(meta.uid)})
+            return None
+        return step
 
 
 def is_guarded(obj: Json) -> bool:
     """Whether our finalizer is on it."""
     return FINALIZER in list_at(obj, "metadata", "finalizers")
+
+
+def _had_lake(obj: Json) -> bool:
+    """Whether its status tells of a lake: one that was looked at, or workers, which start when it is there."""
+    told = dig(obj, "status", "snapshot"), dig(obj, "status", "version", "current")
+    return any(one is not None for one in told)
 
 
 def _is_wanted(obj: Json) -> bool:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Final
 
 from duckmesh_operator import log, metrics
-from duckmesh_operator.catalog import Catalog, Lake
+from duckmesh_operator.catalog import Catalog, Lake, lakes_elsewhere
 from duckmesh_operator.conditions import PROBLEMS
 from duckmesh_operator.errors import (
     Conflict,
@@ -290,6 +290,13 @@ class TenantReconciler:
             lakes = [one for one in lakes if one.lake != own.lake]
         run.installed = own is not None and own.migration >= self._needed(context)
         run.spec_problem = run.spec_problem or _owned_by_others(lakes, own, run.meta, context)
+        # Asked before its lake is made, never again: once it is there, it is others who have to look.
+        if (
+            own is None
+            and run.spec_problem is None
+            and await lakes_elsewhere(self._catalogs, context.catalog.name, context.data_url)
+        ):
+            run.spec_problem = _prefix_in_use("data of another catalog's lake lies there")
 
     async def _adopt(
         self, run: _Run, catalog: Catalog, left: Lake, context: Context

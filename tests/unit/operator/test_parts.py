@@ -14,6 +14,7 @@ import pytest
 from duckmesh_operator import canary as canaries
 from duckmesh_operator import events, metrics
 from duckmesh_operator.canary import Canary
+from duckmesh_operator.catalog import Lake
 from duckmesh_operator.errors import Deaf, Forbidden, Unavailable
 from duckmesh_operator.events import MEANINGS, QUIET_S, REASONS, Note, Recorder, notes_of
 from duckmesh_operator.health import Health, watch_loop
@@ -23,6 +24,7 @@ from duckmesh_operator.names import COMPACTOR, TENANT
 from duckmesh_operator.prefixes import Prefixes
 from duckmesh_operator.queue import Key
 from duckmesh_operator.reconcile.compactor import CompactorReconciler
+from duckmesh_operator.settings import StoreConfig
 from duckmesh_operator.sweep import Sweeper
 from tests.fakes.catalog import FakeCatalog
 from tests.fakes.kube import FakeApi
@@ -155,7 +157,7 @@ def meta(name: str, created: int) -> Meta:
     [("a/b", True), ("a", True), ("a/b/c", True), ("a/bc", False), ("x", False)],
 )
 def test_the_older_tenant_keeps_its_prefix(prefix: str, taken: bool) -> None:
-    prefixes = Prefixes()
+    prefixes = Prefixes({})
     assert prefixes.claim(meta("old", 1), "s", "a/b") is None
 
     assert prefixes.claim(meta("new", 2), "s", prefix) == ("team/old" if taken else None)
@@ -163,8 +165,28 @@ def test_the_older_tenant_keeps_its_prefix(prefix: str, taken: bool) -> None:
     assert prefixes.claim(meta("new", 2), "other", prefix) is None
 
 
+def test_two_stores_may_be_one_bucket() -> None:
+    places = {
+        "one": ("http://s3.example:8333", "lakes"),
+        "same": ("http://S3.example:8333/", "lakes"),
+        "bucket": ("http://s3.example:8333", "other"),
+        "endpoint": ("http://s3.elsewhere:8333", "lakes"),
+    }
+    prefixes = Prefixes(
+        {
+            name: StoreConfig(name=name, bucket=bucket, endpoint=endpoint, secret_dir=Path("/none"))
+            for name, (endpoint, bucket) in places.items()
+        }
+    )
+    prefixes.claim(meta("old", 1), "one", "a")
+
+    taken = {name for name in places if prefixes.claim(meta("new", 2), name, "a")}
+
+    assert taken == {"one", "same"}
+
+
 def test_a_prefix_is_free_when_its_tenant_is_gone() -> None:
-    prefixes = Prefixes()
+    prefixes = Prefixes({})
     prefixes.claim(meta("old", 1), "s", "a")
     prefixes.release("team/old")
 
@@ -194,6 +216,21 @@ class Swept:
             interval_s=0.01,
             clock=asyncio.get_running_loop().time,
         )
+
+    async def show_lake_1(self) -> None:
+        """A lake of `u1` with its logins, as the last sweep found it."""
+        self.catalog.registry = [
+            Lake(
+                lake="lake_1",
+                tenant="team/acme",
+                tenant_uid="u1",
+                data_url="s3://b/a/",
+                migration=1,
+            )
+        ]
+        self.catalog.logins = dict.fromkeys(("lake_1_w", "lake_1_m", "lake_1_r"))  # type: ignore[arg-type]
+        self.catalog.reports = [report(0, lake="lake_1")]
+        await self.sweeper.sweep(self.catalog)
 
     async def _alive(self) -> set[str]:
         return self.alive
@@ -237,9 +274,7 @@ async def test_an_unreadable_lake_is_logged_once(caplog: pytest.LogCaptureFixtur
 
 async def test_logins_go_when_their_tenant_was_gone_at_two_looks() -> None:
     swept = Swept()
-    swept.catalog.reports = [report(0, lake="lake_1")]
-    swept.catalog.logins = dict.fromkeys(("lake_1_w", "lake_1_m", "lake_1_r"))  # type: ignore[arg-type]
-    await swept.sweeper.sweep(swept.catalog)
+    await swept.show_lake_1()
 
     await swept.sweeper.retire(swept.catalog)
     swept.alive = set()
@@ -250,12 +285,22 @@ async def test_logins_go_when_their_tenant_was_gone_at_two_looks() -> None:
     assert swept.catalog.retired == {"lake_1_w", "lake_1_m", "lake_1_r"}
 
 
+async def test_logins_of_a_lake_that_was_just_handed_over_stay() -> None:
+    swept = Swept()
+    await swept.show_lake_1()
+    swept.alive = set()
+    await swept.sweeper.retire(swept.catalog)
+
+    await swept.catalog.adopt_lake("lake_1", owner="u1", heir="u2")
+    await swept.sweeper.retire(swept.catalog)  # the last sweep still shows the owner before
+
+    assert swept.catalog.retired == set()
+
+
 async def test_lakes_of_namespaces_that_are_not_ours_are_left_alone() -> None:
     swept = Swept(namespaces=("other",))
     swept.alive = set()
-    swept.catalog.reports = [report(0, lake="lake_1")]
-    swept.catalog.logins = {"lake_1_w": None}  # type: ignore[dict-item]
-    await swept.sweeper.sweep(swept.catalog)
+    await swept.show_lake_1()
     for _ in range(3):
         await swept.sweeper.retire(swept.catalog)
 

@@ -81,6 +81,7 @@ class World:
     settings: Settings
     api: MortalApi = field(default_factory=MortalApi)
     catalog: MortalCatalog = field(default_factory=MortalCatalog)
+    catalogs: dict[str, FakeCatalog] = field(default_factory=dict)
     now: datetime = START
 
     def __post_init__(self) -> None:
@@ -89,12 +90,13 @@ class World:
 
     def restart(self) -> None:
         """A new operator process over the same cluster and catalog."""
+        self.catalogs["default"] = self.catalog
         self.reconciler = TenantReconciler(
             api=self.api,
-            catalogs={"default": self.catalog},  # type: ignore[dict-item]
+            catalogs=self.catalogs,  # type: ignore[arg-type]
             settings=self.settings,
             board=LagBoard(),
-            prefixes=Prefixes(),
+            prefixes=Prefixes(self.settings.stores),
             recorder=Recorder(self.api, instance="op", clock=lambda: 0.0, now=lambda: self.now),
             credentials=Credentials(self.api),
             now=lambda: self.now,
@@ -127,6 +129,14 @@ class World:
             self.tenant["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
         else:
             self.api.remove(TENANT, "team", "acme")
+
+    async def start_purge(self) -> None:
+        """From nothing to a purge Job that runs."""
+        await self.serve()
+        self.ask_to_delete()
+        await self.run()
+        self.api.end_pods()
+        await self.run()
 
     def finish_job(self, *, ok: bool = True) -> None:
         """The purge Job runs to its end."""
@@ -360,12 +370,170 @@ async def test_retain_in_the_middle_keeps_what_is_left_and_stops_the_job(world: 
     await world.run()
 
     world.tenant["spec"] = {"deletionPolicy": "Retain"}
+    assert await world.run() == 1.0
+    job = world.api.objects["Job", SYSTEM, purge_job(UID)]
+    assert "deletionTimestamp" in job["metadata"]
+    assert world.condition("Progressing") == ("True", "Stopping")
+    await world.run()
+    assert not world.gone  # a pod of the Job is there yet
+
+    world.api.end_pods()
+    await world.run()
+    assert world.gone
+    assert not world.has_job(purge_job(UID))
+    assert [one.lake for one in world.catalog.registry] == [LAKE]
+
+
+async def test_retain_holds_only_once_the_job_could_be_stopped(world: World) -> None:
+    await world.start_purge()
+
+    world.tenant["spec"] = {"deletionPolicy": "Retain"}
+    world.api.failing["delete Job"] = Unavailable("no answer")
+    await world.run()
+
+    assert not world.gone
+    assert world.condition("Progressing") == ("True", "RemovalFailed")
+    assert f"the Job {purge_job(UID)} cannot be stopped" in world.message("Progressing")
+    await world.run()
+    world.api.end_pods()
+    await world.run()
+    assert world.gone
+
+
+@pytest.mark.parametrize("spec", [DELETE, {"deletionPolicy": "Retain"}])
+async def test_a_job_that_does_not_end_holds_a_tenant_a_minute_more_than_its_time(
+    world: World, spec: dict[str, Any]
+) -> None:
+    await world.start_purge()
+    world.tenant["spec"] = spec
+
+    world.now = START + timedelta(seconds=600)
+    while not world.gone:
+        assert world.now <= START + timedelta(seconds=661)
+        wait_s = await world.run()
+        assert world.gone or world.condition("Progressing") == ("True", "Stopping")
+        world.now += timedelta(seconds=wait_s or 0)
+
+    assert world.now >= START + timedelta(seconds=660)
+    assert "deletionTimestamp" in world.api.objects["Job", SYSTEM, purge_job(UID)]["metadata"]
+    assert ("DataKept" in world.events()) == (spec == DELETE)
+
+
+async def test_data_is_said_to_be_kept_only_when_no_job_removes_it(world: World) -> None:
+    await world.start_purge()
+    world.now = START + timedelta(seconds=600)
+
+    await world.run()
+    assert "DataKept" not in world.events()
+    world.api.end_pods()
     await world.run()
 
     assert world.gone
+    assert "DataKept" in world.events()
     assert [one.lake for one in world.catalog.registry] == [LAKE]
-    job = world.api.objects["Job", SYSTEM, purge_job(UID)]
-    assert "deletionTimestamp" in job["metadata"]
+
+
+@pytest.mark.parametrize("url", [URL, "s3://lakes/team/", f"{URL}inner/"])
+async def test_files_that_another_catalogs_lake_shares_are_not_removed(
+    world: World, url: str
+) -> None:
+    other = FakeCatalog("other")
+    world.catalogs["other"] = other
+    await world.serve()
+    other.install(OLD, "x/y", url, MIGRATION)
+    world.ask_to_delete()
+    await world.run()
+    world.api.end_pods()
+
+    await world.run()
+
+    assert world.condition("Progressing") == ("True", "RemovalFailed")
+    assert "in another catalog, lies in the same place" in world.message("Progressing")
+    assert not world.has_job(purge_job(UID))
+    other.registry.clear()
+    await _delete(world)
+    assert world.gone
+
+
+async def test_no_file_is_removed_while_another_catalog_does_not_answer(world: World) -> None:
+    other = FakeCatalog("other")
+    world.catalogs["other"] = other
+    await world.serve()
+    world.ask_to_delete()
+    await world.run()
+    world.api.end_pods()
+    other.failing = Unavailable("no answer")
+
+    await world.run()
+
+    assert world.condition("Progressing") == ("True", "RemovalFailed")
+    assert "the catalog other cannot be asked" in world.message("Progressing")
+    assert not world.has_job(purge_job(UID))
+    other.failing = None
+    await _delete(world)
+    assert world.gone
+
+
+async def test_one_database_under_two_names_is_no_neighbour_of_itself(world: World) -> None:
+    await world.serve()
+    world.catalogs["alias"] = world.catalog
+    world.ask_to_delete()
+
+    await _delete(world)
+
+    assert world.gone
+    assert world.catalog.registry == []
+
+
+async def test_a_database_without_any_lake_is_not_taken_for_a_removal(world: World) -> None:
+    await world.serve()
+    world.ask_to_delete()
+    await world.run()
+    world.api.end_pods()
+    world.catalog.empty = True
+    before = dict(world.catalog.logins)
+
+    await world.run()
+
+    assert world.condition("Progressing") == ("True", "RemovalFailed")
+    assert "knows of no lake" in world.message("Progressing")
+    assert world.catalog.logins == before
+    world.now = START + timedelta(seconds=600)
+    await world.run()
+    assert world.gone
+    assert "DataKept" in world.events()
+
+
+async def test_a_tenant_that_never_had_a_lake_goes_from_a_database_without_any(
+    world: World,
+) -> None:
+    world.catalog.empty = True
+    await world.run()
+    world.ask_to_delete()
+
+    await _delete(world)
+
+    assert world.gone
+    assert "DataKept" not in world.events()
+
+
+async def test_a_job_of_an_earlier_release_does_not_make_the_lake_anew(world: World) -> None:
+    await world.run()
+    today = world.api.objects["Job", SYSTEM, migrate_job(LAKE)]
+    world.api.remove(JOB, SYSTEM, migrate_job(LAKE))
+    earlier = migrate_job(LAKE, MIGRATION - 1)
+    labels = today["metadata"]["labels"]
+    metadata = {"name": earlier, "namespace": SYSTEM, "labels": labels}
+    world.api.add({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {}})
+    world.ask_to_delete()
+
+    await world.run()
+
+    assert not world.gone
+    assert "deletionTimestamp" in world.api.objects["Job", SYSTEM, earlier]["metadata"]
+    world.api.end_pods()
+    await world.run()
+    assert world.gone
 
 
 async def test_a_lake_that_was_handed_over_is_its_heirs(world: World) -> None:

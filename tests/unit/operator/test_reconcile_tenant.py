@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from duckmesh_operator.errors import Forbidden, Unavailable
+from duckmesh_operator.errors import Forbidden, OperatorError, Unavailable
 from duckmesh_operator.events import Recorder
 from duckmesh_operator.lag import CatalogHealth, LagBoard, LagReport
 from duckmesh_operator.names import (
@@ -48,6 +48,7 @@ class World:
     settings: Settings
     api: FakeApi = field(default_factory=FakeApi)
     catalog: FakeCatalog = field(default_factory=FakeCatalog)
+    catalogs: dict[str, FakeCatalog] = field(default_factory=dict)
     board: LagBoard = field(default_factory=LagBoard)
     now: datetime = START
 
@@ -57,13 +58,14 @@ class World:
     def restart(self, settings: Settings | None = None) -> None:
         """A new operator process over the same cluster and catalog."""
         self.settings = settings or self.settings
+        self.catalogs["default"] = self.catalog
         self.board = LagBoard()
         self.reconciler = TenantReconciler(
             api=self.api,
-            catalogs={"default": self.catalog},  # type: ignore[dict-item]
+            catalogs=self.catalogs,  # type: ignore[arg-type]
             settings=self.settings,
             board=self.board,
-            prefixes=Prefixes(),
+            prefixes=Prefixes(self.settings.stores),
             recorder=Recorder(self.api, instance="op", clock=lambda: 0.0, now=lambda: self.now),
             credentials=Credentials(self.api),
             now=lambda: self.now,
@@ -412,6 +414,42 @@ async def test_retained_data_of_another_lake_blocks_its_prefix(world: World) -> 
     await world.run()
 
     assert world.condition("SpecValid")["reason"] == "PrefixInUse"
+
+
+async def test_a_lake_is_made_only_where_no_other_catalog_keeps_data(world: World) -> None:
+    other = FakeCatalog("other")
+    other.install("2" * 32, "x/y", "s3://lakes/team/acme/inner/", MIGRATION)
+    world.catalogs["other"] = other
+
+    await world.run()
+
+    assert world.condition("SpecValid")["reason"] == "PrefixInUse"
+    assert "another catalog" in world.condition("SpecValid")["message"]
+    assert world.catalog.logins == {}
+    other.registry.clear()
+    await world.settle()
+    assert world.condition("Ready")["status"] == "True"
+
+
+@pytest.mark.parametrize("error", [Unavailable("no answer"), Forbidden("no right")])
+async def test_a_lake_waits_for_every_catalog_that_may_keep_data_in_its_place(
+    world: World, error: OperatorError
+) -> None:
+    other = FakeCatalog("other")
+    other.failing = error
+    world.catalogs["other"] = other
+
+    with pytest.raises(Unavailable):
+        await world.run()
+
+    assert world.condition("Progressing")["reason"] == "Retrying"
+    assert "the catalog other cannot be asked" in world.condition("Progressing")["message"]
+    assert world.catalog.logins == {}
+    other.failing = None
+    await world.settle()
+    other.failing = error  # a Tenant that has its lake does not ask again
+    await world.run()
+    assert world.condition("Ready")["status"] == "True"
 
 
 async def test_a_new_tenant_does_not_get_its_namesakes_data(world: World) -> None:

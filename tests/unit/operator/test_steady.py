@@ -41,7 +41,7 @@ class Watched(World):
             catalogs={"default": self.catalog},  # type: ignore[dict-item]
             settings=self.settings,
             board=self.board,
-            prefixes=Prefixes(),
+            prefixes=Prefixes(self.settings.stores),
             recorder=Recorder(self.cache, instance="op", clock=self._seconds, now=lambda: self.now),
             credentials=SparingCredentials(self.cache, clock=self._seconds),
             now=lambda: self.now,
