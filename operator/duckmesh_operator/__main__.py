@@ -54,6 +54,10 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 WARM_EVERY_S: Final = 300.0
 #: At start, what nobody changed meanwhile is looked at within this time, not all of it at once.
 START_SPREAD_S: Final = 10.0
+#: After that each Tenant is looked at once more, spread over this time: then its Secrets are compared as well.
+SECRETS_SPREAD_S: Final = 90.0
+#: What a leader could not read of the cluster at its start is asked for again after this time.
+LOAD_AGAIN_S: Final = 2.0
 #: A queue whose oldest key waits longer than this does not move.
 LATE_S: Final = 60.0
 
@@ -160,7 +164,7 @@ class Operator:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._hold())
-                await self._cache.load()
+                await self._load()
                 await self._load_prefixes()
                 await self._sweeper.look()
                 await self._add_all()
@@ -168,7 +172,8 @@ class Operator:
                 group.create_task(self._sweeper.run())
                 group.create_task(self._canary.run())
                 group.create_task(self._secrets.run())
-                group.create_task(self._audit.run())
+                group.create_task(self._audit_when_watching())
+                group.create_task(self._look_at_secrets())
                 group.create_task(self._tell_when_watching(on_watching))
                 group.create_task(self._watch())
         finally:
@@ -193,12 +198,25 @@ class Operator:
     async def _warm(self) -> None:
         await asyncio.sleep(RETRY_S)  # who gets the lease at once reads everything anyway
         while True:
-            try:
-                await self._cache.load()
-            except* OperatorError as errors:
-                told = "; ".join(str(error) for error in errors.exceptions)
-                logger.info("cluster not read", extra={"error": told})
+            await self._is_loaded()
             await asyncio.sleep(WARM_EVERY_S)
+
+    async def _load(self) -> None:
+        """Read the cluster, however long the API server takes: a restart would begin anew."""
+        while True:
+            if await self._is_loaded():
+                return
+            await asyncio.sleep(LOAD_AGAIN_S)
+
+    async def _is_loaded(self) -> bool:
+        try:
+            await self._cache.load()
+        except* OperatorError as errors:
+            told = "; ".join(str(error) for error in errors.exceptions)
+            logger.warning("cluster not read", extra={"error": told})
+        else:
+            return True
+        return False
 
     async def _load_prefixes(self) -> None:
         for obj in await self._cache.list(TENANT, None):
@@ -216,6 +234,14 @@ class Operator:
                 rest = seen and dig(obj, "metadata", "deletionTimestamp") is None
                 delay_s = random.uniform(0, START_SPREAD_S) if rest else 0.0  # noqa: S311 - spreads load
                 self._queue.add_after(Key(kind.kind, meta.namespace, meta.name), delay_s)
+
+    async def _look_at_secrets(self) -> None:
+        """Have the Secrets that a predecessor made compared, some at a time."""
+        await asyncio.sleep(START_SPREAD_S)
+        for obj in await self._cache.list(TENANT, None):
+            meta = parse_meta(obj)
+            delay_s = random.uniform(0, SECRETS_SPREAD_S)  # noqa: S311 - spreads load
+            self._queue.add_after(Key(TENANT.kind, meta.namespace, meta.name), delay_s)
 
     async def _watch(self) -> NoReturn:
         namespaces = self._settings.watch_namespaces
@@ -248,6 +274,10 @@ class Operator:
         await self._watching.wait()
         on_watching()
         logger.info("watching", extra={"namespaces": self._settings.watch_namespaces or "all"})
+
+    async def _audit_when_watching(self) -> None:
+        await self._watching.wait()
+        await self._audit.run()
 
     async def _rotated(self, part: str, name: str) -> None:
         """Queue the Tenants of a catalog or a store whose Secret was replaced."""

@@ -5,8 +5,10 @@ own: a NetworkPolicy that selects no pod, in the operator's namespace, written e
 
 Each kind, and each namespace where not all are served, has a stream of its own, and not every kind has an object that
 could be written for nothing: a Tenant's would be everyone's to see. So every minute each kind is listed as well. What
-the list shows and the watch did not bring is taken from the list at once, and must come through the watch soon after,
-or the stream is dead. That also finds what no stream tells: objects that went while it was interrupted.
+the list shows and the watch did not bring is taken from the list at once: within a minute the operator acts on it, deaf
+or not. That also finds what no stream tells: objects that went while it was interrupted. An object that lists still
+show after two minutes and the watch has not brought means that the stream is dead and will not come back by itself, as
+kopf lets one do after 70 s of silence; only then the process ends.
 """
 
 from __future__ import annotations
@@ -41,8 +43,11 @@ DEAF_AFTER_S: Final = 90.0
 #: Every watched kind is listed once in this time; others, which only we write, once in so many rounds.
 AUDIT_EVERY_S: Final = 60.0
 AUDIT_OTHERS: Final = 5
-#: How long after a list the watch may bring what the list showed: with `AUDIT_EVERY_S` below two minutes.
-AUDIT_GRACE_S: Final = 45.0
+#: How long the watch may owe what a list showed: longer than kopf takes to start a silent stream again, and than two
+#: lists are apart, so that what went meanwhile is not waited for.
+AUDIT_GRACE_S: Final = 120.0
+#: No debt is counted for as long after the watch began: kopf has to list everything first.
+AUDIT_QUIET_S: Final = 120.0
 _ANNOTATION: Final = "duckmesh.io/canary"
 
 
@@ -150,6 +155,8 @@ class Audit:
         self._clock = clock
         self._owed: dict[Place, tuple[int, float]] = {}
         self._heard: dict[Place, int] = {}
+        self._listed: dict[str, float] = {}
+        self._counts_from = clock()
         self._refused: set[str] = set()
 
     @property
@@ -166,9 +173,14 @@ class Audit:
 
     @property
     def deaf(self) -> list[str]:
-        """Kinds whose watch owes an object for too long."""
-        late = self._clock() - AUDIT_GRACE_S
-        return sorted({place.kind for place, (_, since) in self._owed.items() if since < late})
+        """Kinds whose watch owes an object for too long, which was still there when the kind was listed last."""
+        return sorted(
+            {
+                place.kind
+                for place, (_, since) in self._owed.items()
+                if self._listed[place.kind] - since >= AUDIT_GRACE_S
+            }
+        )
 
     async def look(self, kind: Kind) -> None:
         """List a kind once; a list that fails says nothing about the watch."""
@@ -185,17 +197,21 @@ class Audit:
             logger.warning("kind not listed", extra={"kind": kind.kind, "error": str(error)})
             return
         self._refused.discard(kind.kind)
+        self._listed[kind.kind] = self._clock()
         for one in news:
             self._miss(kind, one)
-        for place in [place for place in self._owed if not self._cache.store.version(place)]:
-            del self._owed[place]  # gone meanwhile, which a stream that starts again does not tell
+        # Gone meanwhile, which a stream that starts again does not tell; or the cluster was put back.
+        for place, (version, _) in list(self._owed.items()):
+            if self._cache.store.version(place) < version:
+                del self._owed[place]
 
     async def run(self) -> None:
-        """List kinds in turn until a stream is deaf.
+        """List kinds in turn until a stream is deaf; to be called when the watch has begun.
 
         Raises:
             Deaf: A stream did not bring in time what a list had shown.
         """
+        self._counts_from = self._clock() + AUDIT_QUIET_S
         for number in count(1):
             for kind in CACHED:
                 await asyncio.sleep(AUDIT_EVERY_S / len(CACHED))
@@ -206,8 +222,10 @@ class Audit:
 
     def _miss(self, kind: Kind, news: News) -> None:
         place, version = news.place, news.version
-        if version and kind in (*OWN, *WATCHED) and self._heard.get(place, 0) < version:
-            self._owed.setdefault(place, (version, self._clock()))
+        now = self._clock()
+        owed = version and kind in (*OWN, *WATCHED) and self._heard.get(place, 0) < version
+        if owed and now >= self._counts_from:
+            self._owed.setdefault(place, (version, now))
             extra = {"kind": kind.kind, "namespace": place.namespace, "name_": place.name}
             logger.info("missed by the watch", extra=extra)
         if news.owner is not None:

@@ -3,7 +3,8 @@
 Secrets and the catalog's registry are on no watch. They are looked at when a Tenant is new, when its spec, its
 readiness or the operator's own credentials change, and otherwise at the first reconcile after `CHECK_S`: with the usual
 resync at least every 15 minutes. Of a Tenant that is not ready, at each resync: its Secrets may be why. A fresh process
-trusts what its predecessor made and spreads its first looks.
+trusts what its predecessor made at its first reconcile of a Tenant, and no longer than until the second: then it reads
+the two Secrets that tell whether the Tenant has the platform's credentials as they are now.
 """
 
 from __future__ import annotations
@@ -21,10 +22,19 @@ from duckmesh_operator.kube import Api
 from duckmesh_operator.lag import LagReport
 from duckmesh_operator.manifest import Manifest, list_at, number_at, text_at
 from duckmesh_operator.model import Meta
-from duckmesh_operator.names import DEPLOYMENT, LABEL_TENANT_UID, MIGRATION, TENANT
+from duckmesh_operator.names import (
+    DEPLOYMENT,
+    LABEL_TENANT_UID,
+    MIGRATION,
+    SECRET,
+    TENANT,
+    child,
+    logins,
+)
 from duckmesh_operator.reconcile.children import Outcome
 from duckmesh_operator.reconcile.credentials import Credentials, read_store
 from duckmesh_operator.specs.context import Context
+from duckmesh_operator.specs.secret import build_dsn, read_password, read_secret
 
 #: Seconds for which a look that found all well counts.
 CHECK_S: Final = 600.0
@@ -51,9 +61,6 @@ class Looks(Generic[T]):
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._looks: dict[str, _Look[T]] = {}
-
-    def __contains__(self, subject: str) -> bool:
-        return subject in self._looks
 
     def recall(self, subject: str, mark: object, *, within_s: float = CHECK_S) -> T | None:
         """What was found while the mark was the same; None when it is time to look again."""
@@ -94,6 +101,9 @@ class SparingCredentials(Credentials):
         super().__init__(api)
         self._spread = spread
         self._looks: Looks[bool] = Looks(clock)
+        #: All that this process ever saw: trust is given once, not each time that a look is forgotten.
+        self._met: set[str] = set()
+        self._trusted: dict[str, str] = {}
 
     async def ensure(self, context: Context, catalog: Catalog) -> Outcome:
         """See `Credentials`; an outcome without objects when all was well lately."""
@@ -102,7 +112,13 @@ class SparingCredentials(Credentials):
         ready = _is_ready(tenant)
         mark = _mark(context, catalog, ready=ready)
         within_s = CHECK_S if ready else CHECK_UNREADY_S
-        if meta.uid not in self._looks and await self._was_made(tenant, meta):
+        if meta.uid not in self._met:
+            self._met.add(meta.uid)
+            if await self._was_made(tenant, meta):
+                self._trusted[meta.uid] = mark
+                return Outcome(live=[])
+        trusted = self._trusted.pop(meta.uid, "") == mark and ready
+        if trusted and await self._is_current(context, catalog):
             self._looks.keep(meta.uid, mark, True, ago_s=self._spread() * within_s)
         if self._looks.recall(meta.uid, mark, within_s=within_s):
             return Outcome(live=[])
@@ -117,6 +133,20 @@ class SparingCredentials(Credentials):
             return await self._api.get(TENANT, meta.namespace, meta.name)
         except NotFound:
             return {}
+
+    async def _is_current(self, context: Context, catalog: Catalog) -> bool:
+        """Whether the Secrets follow the platform's: of each rotation the one that is written last tells."""
+        meta = context.tenant.meta
+        try:
+            key = await self._api.get(SECRET, meta.namespace, child(meta.name, "store"))
+            login = await self._api.get(SECRET, meta.namespace, child(meta.name, "reader"))
+        except NotFound:
+            return False
+        dsn = read_secret(login, "dsn")
+        if dsn != build_dsn(catalog.control_dsn, logins(meta.lake)[2], read_password(dsn)):
+            return False
+        wanted = read_store(context.store.secret_dir)
+        return all(read_secret(key, name) == value for name, value in wanted.items())
 
     async def _was_made(self, tenant: Manifest, meta: Meta) -> bool:
         """Whether a predecessor came so far with this very spec: it starts no worker before its Secrets."""

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from duckmesh_operator import canary as canaries
-from duckmesh_operator.cache import CACHED, CachedApi
-from duckmesh_operator.canary import AUDIT_GRACE_S, DEAF_AFTER_S, Audit, Canary
+from duckmesh_operator.cache import CACHED, CachedApi, Place
+from duckmesh_operator.canary import (
+    AUDIT_EVERY_S,
+    AUDIT_GRACE_S,
+    DEAF_AFTER_S,
+    Audit,
+    Canary,
+)
 from duckmesh_operator.errors import Deaf, Forbidden, Unavailable
+from duckmesh_operator.handlers import build_settings
 from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.names import REVISION, SERVICE, TENANT, WATCHED, Kind, labels
 from duckmesh_operator.queue import Key
@@ -108,6 +116,14 @@ class Listening:
         )
         self.audit = Audit(self.cache, found=self.found.append, clock=lambda: self.now)
 
+    async def look_until(self, kind: Kind, now: float) -> None:
+        """List a kind as often as the audit does until a time, and then."""
+        while self.now + AUDIT_EVERY_S < now:
+            self.now += AUDIT_EVERY_S
+            await self.audit.look(kind)
+        self.now = now
+        await self.audit.look(kind)
+
     def watch(self, kind: Kind, name: str) -> None:
         """Let the watch bring the object as it is."""
         obj = copy.deepcopy(self.api.objects[kind.kind, "team", name])
@@ -139,18 +155,19 @@ async def test_every_watched_kind_that_falls_silent_is_healed_at_once_and_found_
 
     assert listening.found == [Key("Tenant", "team", "acme")]
     assert listening.cache.store.places(kind.kind, "team")
+    await listening.look_until(kind, AUDIT_GRACE_S - 1)
     assert listening.audit.deaf == []
-    listening.now = AUDIT_GRACE_S + 1
+    await listening.look_until(kind, AUDIT_GRACE_S)
     assert listening.audit.deaf == [kind.kind]
 
 
 async def test_a_watch_that_is_only_late_is_not_deaf(listening: Listening) -> None:
     listening.add(SERVICE, "x")
     await listening.audit.look(SERVICE)
-    listening.now = AUDIT_GRACE_S - 1
+    await listening.look_until(SERVICE, AUDIT_GRACE_S - 1)
 
     listening.watch(SERVICE, "x")
-    listening.now = AUDIT_GRACE_S + 1
+    await listening.look_until(SERVICE, AUDIT_GRACE_S * 2)
 
     assert listening.audit.deaf == []
 
@@ -162,7 +179,7 @@ async def test_an_older_event_does_not_pay_for_a_newer_object(listening: Listeni
     await listening.audit.look(SERVICE)
 
     listening.audit.heard(old)
-    listening.now = AUDIT_GRACE_S + 1
+    await listening.look_until(SERVICE, AUDIT_GRACE_S)
 
     assert listening.audit.deaf == ["Service"]
 
@@ -180,7 +197,8 @@ async def test_an_event_that_comes_while_the_list_is_read_counts(listening: List
 
     listening.api.pages = slow  # type: ignore[method-assign]
     await listening.audit.look(SERVICE)
-    listening.now = AUDIT_GRACE_S + 1
+    listening.api.pages = pages  # type: ignore[method-assign]
+    await listening.look_until(SERVICE, AUDIT_GRACE_S)
 
     assert listening.audit.deaf == []
 
@@ -194,7 +212,7 @@ async def test_a_deletion_that_no_stream_told_is_healed_and_blames_nobody(
     listening.api.remove(SERVICE, "team", "x")
 
     await listening.audit.look(SERVICE)
-    listening.now = AUDIT_GRACE_S + 1
+    await listening.look_until(SERVICE, AUDIT_GRACE_S)
 
     assert listening.found == [Key("Tenant", "team", "acme")]
     assert listening.cache.store.places("Service", None) == []
@@ -208,10 +226,62 @@ async def test_an_object_that_goes_before_the_watch_brought_it_blames_nobody(
     await listening.audit.look(SERVICE)
     listening.api.remove(SERVICE, "team", "x")
 
-    await listening.audit.look(SERVICE)
+    listening.now = (
+        AUDIT_EVERY_S  # the round in which it is found to be gone has not come to it yet
+    )
+    assert listening.audit.deaf == []
     listening.now = AUDIT_GRACE_S + 1
+    listening.api.failing["list"] = Unavailable("down")
+    await listening.audit.look(SERVICE)
+    assert listening.audit.deaf == [], "a list that failed does not show it to be there"
+    await listening.look_until(SERVICE, AUDIT_GRACE_S * 2)
 
     assert listening.audit.deaf == []
+
+
+async def test_a_cluster_that_was_put_back_blames_nobody_for_what_is_not_in_it(
+    listening: Listening,
+) -> None:
+    listening.api._numbers = itertools.count(1000)
+    listening.add(SERVICE, "x")
+    await listening.audit.look(SERVICE)
+    listening.api._numbers = itertools.count(7)
+    listening.add(SERVICE, "x")
+    for _ in range(2):
+        await listening.audit.look(SERVICE)
+    listening.watch(SERVICE, "x")
+
+    await listening.look_until(SERVICE, AUDIT_GRACE_S)
+
+    assert listening.cache.store.version(Place("Service", "team", "x")) == 7
+    assert listening.audit.deaf == []
+
+
+async def test_a_watch_that_has_just_begun_owes_nothing(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canaries, "AUDIT_EVERY_S", 0.0)
+    looks, look = 0, listening.audit.look
+
+    async def counted(kind: Kind) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 100:  # rounds without end but for this
+            raise Deaf("enough")
+        if kind is SERVICE:
+            listening.now += 30
+            listening.api.edit(SERVICE, "team", "x", {"spec": {"at": listening.now}})
+        await look(kind)
+        if listening.now < canaries.AUDIT_QUIET_S:
+            assert listening.audit._owed == {}
+
+    monkeypatch.setattr(listening.audit, "look", counted)
+    listening.add(SERVICE, "x")
+    async with asyncio.timeout(30):
+        with pytest.raises(Deaf, match="every Service"):
+            await listening.audit.run()
+
+    assert listening.now >= canaries.AUDIT_QUIET_S + AUDIT_GRACE_S
 
 
 async def test_a_kind_that_no_watch_brings_is_healed_and_blames_nobody(
@@ -220,7 +290,7 @@ async def test_a_kind_that_no_watch_brings_is_healed_and_blames_nobody(
     listening.add(REVISION, "x")
 
     await listening.audit.look(REVISION)
-    listening.now = AUDIT_GRACE_S + 1
+    await listening.look_until(REVISION, AUDIT_GRACE_S)
 
     assert listening.found == [Key("Tenant", "team", "acme")]
     assert listening.audit.deaf == []
@@ -261,7 +331,8 @@ async def test_a_deaf_stream_ends_the_process(
     listening: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(canaries, "AUDIT_EVERY_S", 0.0)
-    monkeypatch.setattr(canaries, "AUDIT_GRACE_S", -1.0)
+    monkeypatch.setattr(canaries, "AUDIT_GRACE_S", 0.0)
+    monkeypatch.setattr(canaries, "AUDIT_QUIET_S", 0.0)
     listening.add(TENANT, "acme")
 
     async with asyncio.timeout(30):
@@ -289,6 +360,14 @@ async def test_all_cached_kinds_have_their_turn(
     assert set(looked) == {kind.kind for kind in CACHED}
 
 
-def test_a_deaf_stream_is_found_within_two_minutes() -> None:
-    assert canaries.AUDIT_EVERY_S + AUDIT_GRACE_S <= 120
+def test_what_a_deaf_watch_misses_is_acted_on_within_two_minutes() -> None:
+    assert canaries.AUDIT_EVERY_S <= 120  # the list brings it
     assert canaries.EVERY_S + DEAF_AFTER_S <= 120
+
+
+def test_a_stream_may_start_again_by_itself_before_it_counts_as_dead() -> None:
+    silent_s = build_settings().watching.inactivity_timeout
+
+    assert silent_s is not None
+    assert silent_s + 30 <= AUDIT_GRACE_S
+    assert AUDIT_GRACE_S >= AUDIT_EVERY_S * 2

@@ -60,7 +60,7 @@ def settings(secrets_dir: Path, **more: Any) -> Settings:
 async def test_a_signal_ends_a_leader_in_order(cluster: Cluster, secrets_dir: Path) -> None:
     cluster.api.add(tenant_object())
     running = asyncio.create_task(process.run(settings(secrets_dir)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await cluster.started.wait()
         await asyncio.sleep(0)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -76,14 +76,14 @@ async def test_a_signal_ends_a_leader_in_order(cluster: Cluster, secrets_dir: Pa
 async def test_a_watch_that_ends_ends_the_process(cluster: Cluster, secrets_dir: Path) -> None:
     cluster.end.set()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await process.run(settings(secrets_dir)) == 1
 
 
 async def test_a_namespaced_operator_hears_its_canary(cluster: Cluster, secrets_dir: Path) -> None:
     cluster.end.set()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await process.run(settings(secrets_dir, watch_namespaces=("team",)))
 
     assert cluster.asked["clusterwide"] is False
@@ -182,6 +182,75 @@ async def test_a_standby_has_read_the_cluster_before_it_leads(
 
     assert operator._cache.store.places("Tenant", None)
     assert operator._queue.depth == 0
+
+
+async def test_a_leader_that_cannot_read_the_cluster_yet_asks_again(
+    cluster: Cluster, secrets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "LOAD_AGAIN_S", 0)
+    cluster.api.add(tenant_object())
+    cluster.api.failing["list Tenant"] = Unavailable("a page took too long")
+    operator = make_operator(cluster, secrets_dir)
+
+    leading = asyncio.create_task(operator.run(lambda: None))
+    async with asyncio.timeout(60):
+        await cluster.started.wait()
+    assert operator._cache.store.places("Tenant", None)
+    assert not leading.done()
+    leading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leading
+
+
+async def test_the_audit_begins_when_the_watch_has(
+    cluster: Cluster, secrets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = make_operator(cluster, secrets_dir)
+    begun, audited = asyncio.Event(), asyncio.Event()
+    watching_when_audited: list[bool] = []
+
+    async def slow(*, ready_flag: asyncio.Event, **_: Any) -> None:
+        begun.set()
+        for _turn in range(100):  # whatever else was started has had its turn
+            await asyncio.sleep(0)
+        ready_flag.set()
+        await cluster.end.wait()
+
+    async def audit() -> None:
+        watching_when_audited.append(operator._watching.is_set())
+        audited.set()
+
+    monkeypatch.setattr(process.kopf, "operator", slow)
+    monkeypatch.setattr(operator._audit, "run", audit)
+    leading = asyncio.create_task(operator.run(lambda: None))
+    async with asyncio.timeout(60):
+        await begun.wait()
+        await audited.wait()
+    leading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leading
+
+    assert watching_when_audited == [True]
+
+
+async def test_each_tenant_is_come_back_to_soon_after_the_start(
+    cluster: Cluster, secrets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "START_SPREAD_S", 0)
+    for name in "abc":
+        cluster.api.add(tenant_object(name=name))
+    operator = make_operator(cluster, secrets_dir)
+    await operator._cache.load()
+    started = asyncio.get_running_loop().time()
+
+    await operator._look_at_secrets()
+
+    due = {key.name: at - started for key, at in operator._queue._schedule._due.items()}
+    assert set(due) == set("abc")
+    took = asyncio.get_running_loop().time() - started
+    assert max(due.values()) <= process.SECRETS_SPREAD_S + took
+    # All that a reconcile reads then: what the API server bears is spread.
+    assert 1000 * 2 / process.SECRETS_SPREAD_S < kube.REQUESTS_PER_SECOND
 
 
 @pytest.mark.parametrize(("namespace", "queued"), [("team", 1), ("duckmesh-system", 0)])

@@ -20,6 +20,7 @@ from duckmesh_operator.reconcile.sparing import (
     SparingCredentials,
 )
 from duckmesh_operator.specs.context import build_context
+from duckmesh_operator.specs.secret import read_secret
 from tests.fakes.catalog import FakeCatalog
 from tests.fakes.kube import FakeApi
 from tests.tenants import UID, make_settings, make_tenant, tenant_object
@@ -60,6 +61,9 @@ class Bench:
         )
         await self.credentials.ensure(context, self.catalog)  # type: ignore[arg-type]
         return "get Secret" in self.api.calls
+
+    def secret(self, part: str) -> Any:
+        return self.api.objects["Secret", "team", f"acme-{part}"]
 
     def set_status(self, generation: int, ready: str) -> None:
         self.api.objects["Tenant", "team", "acme"]["status"] = {
@@ -164,16 +168,130 @@ def add_worker(bench: Bench) -> None:
     )
 
 
-async def test_a_fresh_process_trusts_its_predecessor_for_a_part_of_the_time(bench: Bench) -> None:
+@pytest.fixture
+async def made(bench: Bench) -> Bench:
+    """A Tenant as a predecessor left it, and a process that has not met it yet."""
     add_worker(bench)
+    await bench.looks()
     bench.set_status(1, "True")
     bench.restart(spread=lambda: 0.25)
+    return bench
 
-    assert not await bench.looks()
-    bench.clock.now = CHECK_S * 0.75 - 1
-    assert not await bench.looks()
-    bench.clock.now = CHECK_S * 0.75
-    assert await bench.looks()
+
+async def test_a_fresh_process_trusts_its_predecessor_once(made: Bench) -> None:
+    assert not await made.looks()
+
+    assert await made.looks()
+    assert made.api.calls.count("get Secret") == 2, "enough to see that the Tenant follows"
+
+
+async def test_a_fresh_process_spreads_its_first_whole_looks(made: Bench) -> None:
+    for _ in range(2):
+        await made.looks()
+
+    made.clock.now = CHECK_S * 0.75 - 1
+    assert not await made.looks()
+    made.clock.now = CHECK_S * 0.75
+    assert await made.looks()
+    assert made.api.calls.count("get Secret") == 6
+
+
+async def test_a_store_key_that_was_rotated_while_no_operator_looked_reaches_the_tenant(
+    made: Bench,
+) -> None:
+    made.store.write_text("rotated")
+
+    for _ in range(2):
+        await made.looks()
+
+    assert read_secret(made.secret("store"), "secret-access-key") == "rotated"
+
+
+async def test_a_catalog_that_moved_while_no_operator_looked_reaches_the_tenant(
+    made: Bench,
+) -> None:
+    made.catalog.control_dsn = "postgresql://control:x@elsewhere.db:5432/duckmesh"
+
+    for _ in range(2):
+        await made.looks()
+
+    for part in ("writer", "maintenance", "reader"):
+        assert "@elsewhere.db:5432/" in read_secret(made.secret(part), "dsn")
+
+
+async def test_a_rotation_that_a_predecessor_did_not_bring_to_its_end_is_brought_there(
+    made: Bench,
+) -> None:
+    made.catalog.control_dsn = "postgresql://control:x@elsewhere.db:5432/duckmesh"
+    await made.looks()
+    apply = made.api.apply
+
+    async def half(manifest: Any, *, subresource: str = "") -> Any:
+        if manifest["metadata"]["name"] == "acme-maintenance":
+            raise Unavailable("the node is gone")
+        return await apply(manifest, subresource=subresource)
+
+    made.api.apply = half  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await made.looks()
+    made.api.apply = apply  # type: ignore[method-assign]
+    made.restart()
+    for _ in range(2):
+        await made.looks()
+
+    assert "@elsewhere.db:5432/" in read_secret(made.secret("reader"), "dsn")
+
+
+async def test_a_secret_that_was_deleted_while_no_operator_looked_is_made_again(
+    made: Bench,
+) -> None:
+    made.api.remove(SECRET, "team", "acme-store")
+
+    for _ in range(2):
+        await made.looks()
+
+    assert made.secret("store")
+
+
+async def test_a_store_key_that_is_missing_is_no_reason_to_look_at_all(made: Bench) -> None:
+    made.store.unlink()
+
+    for _ in range(2):
+        await made.looks()
+
+    assert made.api.calls.count("get Secret") == 2
+
+
+async def test_a_tenant_that_is_not_ready_is_looked_at_as_a_whole(made: Bench) -> None:
+    made.set_status(1, "False")
+    made.api.remove(SECRET, "team", "acme-admin-key")
+
+    for _ in range(2):
+        await made.looks()
+
+    assert made.secret("admin-key")
+
+
+async def test_a_spec_that_changes_between_trust_and_check_is_reason_to_look(made: Bench) -> None:
+    await made.looks()
+
+    await made.looks(generation=2)
+
+    assert made.api.calls.count("get Secret") == 6
+
+
+async def test_trust_is_given_once_however_long_ago(made: Bench) -> None:
+    """With an hour between two resyncs each look is forgotten before the next."""
+    for _ in range(2):
+        await made.looks()
+    made.api.remove(SECRET, "team", "acme-admin-key")
+
+    for number in range(3):
+        made.clock.now += 3600
+        made.credentials._looks.keep(f"another {number}", "", True)
+        await made.looks()
+
+    assert made.secret("admin-key")
 
 
 @pytest.mark.parametrize(
