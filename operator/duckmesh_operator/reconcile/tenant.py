@@ -167,7 +167,12 @@ class TenantReconciler:
         run = _Run(meta=parse_meta(obj), previous=object_at(obj, "status"))
         log.note(generation=run.meta.generation)
         if run.meta.deleting:
-            return await self._delete(run, obj) if is_guarded(obj) else None
+            again_s = await self._delete(run, obj) if is_guarded(obj) else None
+            if (
+                again_s is None
+            ):  # another's finalizer may hold it for long; its workers still have its prefix
+                self._fall_silent(run.meta.full_name)
+            return again_s
         await self._advance(run, obj)
         await self._report(run)
         if run.failure is not None:
@@ -423,8 +428,12 @@ class TenantReconciler:
         return self._board.health(run.tenant.catalog, CatalogHealth(ok=True))
 
     def _forget(self, full_name: str) -> None:
-        self._board.forget(full_name)
         self._prefixes.release(full_name)
+        self._fall_silent(full_name)
+
+    def _fall_silent(self, full_name: str) -> None:
+        """Metrics tell no more of it."""
+        self._board.forget(full_name)
         self.phases.pop(full_name, None)
         self.troubles.pop(full_name, None)
 

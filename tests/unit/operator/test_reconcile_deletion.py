@@ -31,7 +31,7 @@ from duckmesh_operator.reconcile.tenant import TenantReconciler
 from duckmesh_operator.settings import Settings
 from tests.fakes.catalog import FakeCatalog
 from tests.fakes.kube import FakeApi, Object
-from tests.tenants import UID, make_settings, tenant_object
+from tests.tenants import UID, make_settings, make_tenant, tenant_object
 
 LAKE = "lake_0123456789ab4cde"
 URL = "s3://lakes/team/acme/"
@@ -597,6 +597,34 @@ async def test_what_cannot_be_removed_in_time_is_kept(world: World, spec: dict[s
     assert world.condition("Stalled") == ("True", "DataKept")
     assert "DataKept" in world.events()
     assert [one.lake for one in world.catalog.registry] == [LAKE]
+
+
+@pytest.mark.parametrize("policy", ["Retain", "Delete"])
+async def test_metrics_tell_nothing_of_a_tenant_that_only_anothers_finalizer_holds(
+    secrets_dir: Path, policy: str
+) -> None:
+    world = World(settings=make_settings(secrets_dir))
+    held = tenant_object({"deletionPolicy": policy}, finalizers=["example.com/other"])
+    world.api.add(held)
+    await world.serve()
+    world.catalog.failing = Unavailable("the catalog does not answer")
+    with pytest.raises(Unavailable):
+        await world.run()
+    world.catalog.failing = None
+    assert list(world.reconciler.phases) == ["team/acme"]
+    assert world.reconciler.troubles["team/acme"]
+
+    world.ask_to_delete()
+    while await world.run() is not None:
+        world.api.end_pods()
+        world.now += timedelta(seconds=60)
+
+    assert not world.gone
+    assert world.reconciler.phases == {}
+    assert world.reconciler.troubles == {}
+    # Its workers may run on: nobody else gets its place.
+    other = replace(make_tenant().meta, uid="other", name="other", created="2027-01-01T00:00:00Z")
+    assert world.reconciler._prefixes.claim(other, "default", "team/acme") == "team/acme"
 
 
 async def test_the_time_for_a_deletion_is_a_setting(secrets_dir: Path) -> None:
