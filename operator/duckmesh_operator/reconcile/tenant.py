@@ -168,9 +168,8 @@ class TenantReconciler:
         log.note(generation=run.meta.generation)
         if run.meta.deleting:
             again_s = await self._delete(run, obj) if is_guarded(obj) else None
-            if (
-                again_s is None
-            ):  # another's finalizer may hold it for long; its workers still have its prefix
+            if again_s is None:
+                # Another's finalizer may hold it for long, and its workers: its prefix stays its own.
                 self._fall_silent(run.meta.full_name)
             return again_s
         await self._advance(run, obj)
