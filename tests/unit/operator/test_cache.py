@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import random
@@ -22,6 +23,7 @@ from duckmesh_operator.names import (
     SECRET,
     SERVICE,
     TENANT,
+    Kind,
     labels,
 )
 from duckmesh_operator.plan import has_foreign_fields
@@ -311,7 +313,15 @@ def test_an_outline_is_filled_in_when_its_tenant_is_known(store: Store) -> None:
 async def test_whose_a_child_is_is_known_before_it_is_listed(bench: Bench) -> None:
     bench.api.add(tenant_object())
     made = bench.api.add(large())
+    pages = bench.api.pages
 
+    async def slow(kind: Kind, *asked: Any) -> Any:
+        for _ in range(50 if kind is TENANT else 0):
+            await asyncio.sleep(0)
+        async for page in pages(kind, *asked):
+            yield page
+
+    bench.api.pages = slow  # type: ignore[method-assign]
     await bench.cache.load()
 
     found = await bench.cache.list(CONFIG_MAP, "team", MINE)
