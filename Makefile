@@ -45,7 +45,7 @@ integration: setup ## Tests with real Postgres, DuckLake and S3 on loopback
 
 .PHONY: test
 test: setup ## Everything that needs no cluster
-	$(PYTEST) tests/unit tests/contract tests/integration
+	$(PYTEST) tests/integration tests/contract tests/unit
 
 .PHONY: fresh
 fresh: ## From nothing: the committed tree, empty virtualenv and caches in a temporary folder

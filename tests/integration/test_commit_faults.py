@@ -145,7 +145,7 @@ async def test_a_committer_killed_at_any_step_leaves_what_its_heir_makes_whole(
     await work.check()
 
 
-@pytest.mark.parametrize("store", ["file", "s3"])
+@pytest.mark.parametrize("store", [pytest.param("file", marks=pytest.mark.long), "s3"])
 async def test_a_commit_whose_answer_is_lost_is_not_repeated_and_keeps_its_files(
     make_lake: MakeLake, tmp_path: Path, store: str
 ) -> None:

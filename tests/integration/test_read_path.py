@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import obstore
 import pytest
 
-from duckmesh_runtime.adapters import objects
 from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.dev.s3 import S3Server
 from duckmesh_runtime.errors import Corrupt, Unavailable
@@ -114,6 +112,5 @@ async def _refusing(self: StoreObjects, path: str, start: int, length: int) -> b
 
 async def _lose(store: StoreSettings, file: str) -> None:
     """Remove an object behind the lake's back."""
-    opened = objects._open(store)
     base = store.url if store.url.startswith("s3:") else store.url.removeprefix("file://")
-    await obstore.delete_async(opened, file.removeprefix(base))
+    await StoreObjects(store).remove(file.removeprefix(base))

@@ -162,7 +162,7 @@ async def live(pod: Pod, lake: Lake) -> None:
     await maintain(lake, "CALL ducklake_merge_adjacent_files('lake', 'bulk')")
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=[pytest.param("file", marks=pytest.mark.long), "s3"])
 async def lived(
     request: pytest.FixtureRequest, make_lake: Callable[..., Awaitable[Lake]]
 ) -> AsyncIterator[Tenant]:

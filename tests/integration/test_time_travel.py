@@ -127,7 +127,9 @@ async def frozen(catalog: FrozenCatalog, version: int | None, *sql: str) -> list
     return await asyncio.to_thread(read)
 
 
-@pytest.mark.parametrize("path", ["file", "s3"], indirect=True)
+@pytest.mark.parametrize(
+    "path", [pytest.param("file", marks=pytest.mark.long), "s3"], indirect=True
+)
 async def test_a_snapshot_read_again_is_the_same_whatever_changed_since(
     path: ReadPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
