@@ -218,7 +218,7 @@ def write_secret(folder: Path, dsn: str, role: str = "w") -> Path:
     return secret
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], deadline_s: float = 10) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], deadline_s: float = 60) -> None:
     """Wait until it holds; TimeoutError past the deadline."""
     async with asyncio.timeout(deadline_s):
         while not await condition():

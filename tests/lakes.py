@@ -215,7 +215,7 @@ class LakeView:
         query = "SELECT epoch FROM duckmesh.lease WHERE lake = $1 AND role = 'w'"
         return int(await self.fetchval(query, self._lake.name))
 
-    async def visible(self, number: int, deadline_s: float = 20) -> None:
+    async def visible(self, number: int, deadline_s: float = 60) -> None:
         """Wait for the watermark."""
         await eventually(lambda: self._reached(number), deadline_s)
 
@@ -223,7 +223,7 @@ class LakeView:
         return await self.token() >= number
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], deadline_s: float = 20) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], deadline_s: float = 60) -> None:
     """Wait until it holds; TimeoutError past the deadline."""
     async with asyncio.timeout(deadline_s):
         while not await condition():

@@ -80,7 +80,7 @@ class Pod:
             float(line.split()[-1]) for line in lines if line.split("{")[0].split()[0] == name
         )
 
-    def wait(self, what: Callable[[], bool], timeout_s: float = 30) -> None:
+    def wait(self, what: Callable[[], bool], timeout_s: float = 60) -> None:
         def probe() -> bool:
             try:
                 return what()

@@ -192,7 +192,7 @@ async def ask(sandbox: Sandbox, job: QueryJob) -> Answer:
     return Answer(rows=rows, type_names=list(run.type_names), stats=run.stats)
 
 
-def wait_for(condition: Callable[[], object], deadline_s: float = 20) -> None:
+def wait_for(condition: Callable[[], object], deadline_s: float = 60) -> None:
     """Wait until it holds; AssertionError past the deadline."""
     until = time.monotonic() + deadline_s
     while not condition():
@@ -200,6 +200,6 @@ def wait_for(condition: Callable[[], object], deadline_s: float = 20) -> None:
         time.sleep(0.01)
 
 
-async def eventually(condition: Callable[[], object], deadline_s: float = 20) -> None:
+async def eventually(condition: Callable[[], object], deadline_s: float = 60) -> None:
     """The same beside the loop."""
     await asyncio.to_thread(wait_for, condition, deadline_s)

@@ -371,7 +371,7 @@ async def test_postgres_killed_under_load_loses_nothing_and_repeats_nothing(
                 await feeding
                 server.start()
                 last = await _send_until_answered(bus, sent, maybe)
-                await view.visible(last, 30)
+                await view.visible(last)
 
         found = view.ids()
 

@@ -52,7 +52,7 @@ class Accepting:
                 found.append(await self.ingest(*numbers))
             return bool(found)
 
-        await eventually(answered, 30)
+        await eventually(answered)
         return found[0]
 
     async def rows(self) -> list[int]:
