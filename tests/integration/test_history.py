@@ -32,7 +32,7 @@ from tests.history.steps import (
 from tests.pods import tenant_of
 from tests.services import new_lake
 
-LONGEST_S = 120 * examples(1)
+LONGEST_S = 300 * examples(1)
 # A failing history is told as it is: making it smaller would take a run of the processes for each try.
 RUNS = settings(
     deadline=None,
