@@ -123,7 +123,7 @@ class StoreObjects:
                 return await call(self._store)
             except _REFUSED:
                 self._reopen()
-                if self._key == key:  # otherwise it is another one since, maybe by a call beside this one
+                if self._key == key:  # no other call has found another one either
                     raise
                 return await call(self._store)
         except (NotFoundError, FileNotFoundError) as error:
