@@ -28,6 +28,9 @@ ROWS: Final = 10_000
 ENDLESS: Final = "SELECT sum(hash(a.range + b.range)) FROM range(10000000) a, range(10000000) b"
 """Heeds an interrupt."""
 
+SOON_S: Final = 10.0
+"""Past a deadline, on a busy machine; the time limit of a statement that names none is twice as long."""
+
 
 class DataServer:
     """Data files below `/lake/` on a loopback port.

@@ -12,7 +12,7 @@ import pytest
 from duckmesh_runtime.errors import DuckmeshError, Failed, Invalid
 from duckmesh_runtime.ports import QueryJob, QueryRun, Sandbox
 from tests.fakes.sandbox import FakeSandbox
-from tests.sandboxes import ENDLESS, ROWS, SmallLake, ask, running_sandbox
+from tests.sandboxes import ENDLESS, ROWS, SOON_S, SmallLake, ask, running_sandbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +133,9 @@ async def test_a_failure_after_rows_reaches_the_reader(under_test: SandboxUnderT
 async def test_a_statement_ends_at_its_deadline(under_test: SandboxUnderTest) -> None:
     job = under_test.lake.job(ENDLESS, timeout_ms=300)
 
-    with pytest.raises(Failed) as caught:
-        await ask(under_test.sandbox, job)
+    async with asyncio.timeout(SOON_S):
+        with pytest.raises(Failed) as caught:
+            await ask(under_test.sandbox, job)
 
     assert caught.value.code == "QUERY_TIMEOUT"
 

@@ -43,7 +43,7 @@ async def test_an_orderly_end_under_load_loses_nothing(lake: Lake, pods: tuple[P
     async with load_on(pods) as load:
         await acked(load, 200)
         committer.process.send_signal(signal.SIGTERM)
-        code = await asyncio.to_thread(committer.process.wait, 30)
+        code = await asyncio.to_thread(committer.process.wait, 20)
         await acked(load, 200)
 
     await check_rows(lake, load)
@@ -61,7 +61,7 @@ async def test_after_a_killed_committer_new_rows_are_visible(
         committer.process.kill()
         committer.process.wait()
         await acked(load, CLIENTS)
-        await view.visible(load.last_number(lake), 30)
+        await view.visible(load.last_number(lake), 15)
 
     await check_rows(lake, load)
 

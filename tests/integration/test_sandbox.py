@@ -24,6 +24,7 @@ from tests.mixed import frozen_numbers, run_mixed, unexpected
 from tests.sandboxes import (
     ENDLESS,
     ROWS,
+    SOON_S,
     RunningSandbox,
     SmallLake,
     ask,
@@ -302,8 +303,9 @@ async def test_an_interrupt_at_the_deadline_spares_the_slot(
 ) -> None:
     before = sandbox.slots()
 
-    with pytest.raises(Failed) as caught:
-        await ask(client, lake.job(ENDLESS, timeout_ms=300))
+    async with asyncio.timeout(SOON_S):
+        with pytest.raises(Failed) as caught:
+            await ask(client, lake.job(ENDLESS, timeout_ms=300))
 
     assert caught.value.code == "QUERY_TIMEOUT"
     assert sandbox.slots() == before
@@ -318,8 +320,9 @@ async def test_a_slot_that_heeds_nothing_is_killed(
     slot = await _busy_slot(sandbox, before)
     os.kill(slot, signal.SIGSTOP)
 
-    with pytest.raises(Failed) as caught:
-        await asking
+    async with asyncio.timeout(3 + SOON_S):
+        with pytest.raises(Failed) as caught:
+            await asking
 
     assert caught.value.code == "QUERY_TIMEOUT"
     await eventually(lambda: slot not in sandbox.slots() and len(sandbox.slots()) == len(before))
@@ -336,7 +339,8 @@ async def test_a_killed_slot_fails_its_statement_only(
 
     with pytest.raises(Failed) as caught:
         await asking
-    value = (await ask(client, lake.job("SELECT 42"))).value
+    async with asyncio.timeout(SOON_S):
+        value = (await ask(client, lake.job("SELECT 42"))).value
 
     assert caught.value.code == "QUERY_CRASHED"
     assert value == 42
@@ -531,7 +535,9 @@ async def test_a_bomb_of_text_ends_with_an_answer(
     client: SandboxClient, lake: SmallLake, sql: str
 ) -> None:
     with contextlib.suppress(DuckmeshError):
-        async with asyncio.timeout(60):  # an answer by the deadline, not when the statement is done
+        async with asyncio.timeout(
+            5 + SOON_S
+        ):  # an answer by the deadline, not when the statement is done
             await ask(client, lake.job(sql, timeout_ms=5_000))
 
     assert (await ask(client, lake.job("SELECT 42"))).value == 42
@@ -546,7 +552,8 @@ async def test_closing_a_result_frees_its_slot(client: SandboxClient, lake: Smal
         async with aclosing(run.batches), aclosing(other.batches):  # type: ignore[type-var]  # has aclose
             await anext(run.batches)
 
-    assert (await ask(client, lake.job("SELECT 42"))).value == 42
+    async with asyncio.timeout(SOON_S):
+        assert (await ask(client, lake.job("SELECT 42"))).value == 42
 
 
 async def test_a_caller_who_leaves_before_the_first_row_stops_the_statement(
