@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -157,3 +158,39 @@ async def test_without_the_store_nothing_is_staged_and_discarding_is_silent(
         assert caught.value.code == "STORAGE_UNAVAILABLE"
 
     await under_test.broken.discard(StagedFile(path="main/events/x.parquet", rows=1, size=1))
+
+
+async def test_a_store_that_failed_is_asked_before_a_file_is_tried_again(
+    make_lake: Callable[..., Awaitable[Lake]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file takes half a minute to fail, and the writers of all that wait would stand still as long."""
+    lake, now, tried = await make_lake(store="s3"), 0.0, 0
+    write = DuckDBStager._write
+
+    async def counted(*arguments: Any) -> int:
+        nonlocal tried
+        tried += 1
+        return await write(*arguments)
+
+    monkeypatch.setattr(DuckDBStager, "_write", counted)
+    secret = lake.store.secret_dir
+    assert secret is not None
+    key = (secret / "secret-access-key").read_text()
+    async with AsyncExitStack() as stack:
+        await real(lake, stack)
+        pool = await stack.enter_async_context(writer_pool(lake))
+        (secret / "secret-access-key").write_text("refused")
+        stager = DuckDBStager(lake=lake.name, store=lake.store, pool=pool, clock=lambda: now)
+        stack.push_async_callback(stager.close)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await stage(stager, 1)
+            now += 60
+        failed = tried
+        (secret / "secret-access-key").write_text(key)
+
+        file = await stage(stager, 2)
+
+    assert (failed, tried) == (1, 2)
+    assert file is not None
+    assert file.rows == 1

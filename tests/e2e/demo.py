@@ -21,7 +21,9 @@ from tests.e2e.product import Kube, Tenant, ensure_installed, hanging_store
 NAMESPACE = "demo"
 NAME = "flights"
 HANG_S = 7
-DATA = Path.home() / ".cache" / "duckmesh" / "demo" / "flights.parquet"
+#: Few enough to go through the bus.
+FIRST_ROWS = 10_000
+DATA = Path.home() / ".cache" / "duckmesh" / "demo"
 
 
 def main() -> None:
@@ -50,9 +52,8 @@ class Demo:
         tenant.apply()
         tenant.wait("Ready")
         print(tenant.row(), flush=True)
-        data = flights.write_parquet(DATA)
         with tenant.door() as url:
-            token = self._ingest(tenant, url, data)
+            token = self._ingest(tenant, url)
             self._say("4/5 a query that asks for the token of the last write")
             self._query(tenant, url, token)
         self._say("5/5 done")
@@ -61,31 +62,37 @@ class Demo:
     def _say(self, text: str) -> None:
         print(f"[{time.monotonic() - self._start:6.1f} s] {text}", flush=True)
 
-    def _ingest(self, tenant: Tenant, url: str, data: Path) -> str:
+    def _ingest(self, tenant: Tenant, url: str) -> str:
         """Run the command line with its progress bar, and `kubectl get tenants` beside it.
 
-        The first time the object store hangs for some seconds, so that there is a lag to see: writes are acknowledged
-        all the same, since they are durable in the bus.
+        The first time the object store hangs while the first rows go in, so that there is a lag to see: they are
+        acknowledged all the same, since they are durable in the bus.
         """
+        first = flights.write_parquet(DATA / "flights-first.parquet", slice(FIRST_ROWS))
+        others = flights.write_parquet(DATA / "flights-others.parquet", slice(FIRST_ROWS, None))
         hang_s = 0 if tenant.read()["status"]["ingest"].get("watermark") else HANG_S
         self._say(f"3/5 {flights.ROWS:,} flights in, lag as kubectl shows it")
         if hang_s:
             self._say(
-                f"    the object store hangs for the first {hang_s} s: rows are taken, lag rises; then it falls"
+                f"    the object store hangs for {hang_s} s: the first {FIRST_ROWS:,} rows are taken, lag rises; then it falls"
             )
         done = threading.Event()
         watcher = threading.Thread(target=_show_lag, args=(tenant, done))
         watcher.start()
         try:
             with hanging_store(tenant.kube) if hang_s else nullcontext():
-                run = self._duckmesh(
-                    tenant, url, "ingest", str(data), "--table", "flights", "--create"
-                )
+                self._send(tenant, url, first)
                 done.wait(hang_s)
+            token = self._send(tenant, url, others)
         finally:
             done.set()
             watcher.join()
-        return str(json.loads(run)["token"])
+        return token
+
+    def _send(self, tenant: Tenant, url: str, file: Path) -> str:
+        """The token of the file's last row."""
+        sent = self._duckmesh(tenant, url, "ingest", str(file), "--table", "flights", "--create")
+        return str(json.loads(sent)["token"])
 
     def _duckmesh(self, tenant: Tenant, url: str, *args: str) -> str:
         """What the command line prints; its progress goes to the terminal."""

@@ -31,12 +31,12 @@ def frame() -> pd.DataFrame:
     return data.astype(dict.fromkeys(whole, "Int64"))
 
 
-def write_parquet(path: Path) -> Path:
-    """Write the flights as one Parquet file, unless it is there."""
+def write_parquet(path: Path, rows: slice = slice(None)) -> Path:
+    """Write the flights, or some of them, as one Parquet file, unless it is there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        pq.write_table(pa.Table.from_pandas(frame(), preserve_index=False), part)
+        pq.write_table(pa.Table.from_pandas(frame().iloc[rows], preserve_index=False), part)
         part.rename(path)
     return path
 

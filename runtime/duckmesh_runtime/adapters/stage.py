@@ -26,7 +26,7 @@ from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.domain.lakesql import quote_name, quote_text
 from duckmesh_runtime.domain.schema import TableDef
 from duckmesh_runtime.errors import DuckmeshError, Unavailable
-from duckmesh_runtime.ports import StagedFile
+from duckmesh_runtime.ports import StagedFile, StoreState
 from duckmesh_runtime.settings import StoreSettings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ _STAGE_S: Final = 30.0
 _OPEN_S: Final = 10.0
 _DISCARD_S: Final = 5.0
 _REST_S: Final = 5.0
-"""After a failure nothing is tried for so long: the bodies that wait go through the bus at once."""
+"""After a failure nothing is tried for so long: the bodies that wait go through the bus at once. Then the store is asked
+first whether it answers, which takes seconds where a file takes half a minute to fail."""
 
 _MEMORY_BYTES: Final = 256 * 2**20
 _SETTINGS: Final = (
@@ -76,11 +77,15 @@ class DuckDBStager:
         self._engine: Engine | None = None
         self._turn = asyncio.Lock()
         self._rest_until = 0.0
+        self._failing = False
 
     async def stage(self, table: TableDef, batches: Sequence[pa.RecordBatch]) -> StagedFile | None:
         """See `Stager.stage`; callers wait for their turn."""
         async with self._turn:
             if self._clock() < self._rest_until:
+                raise _unavailable()
+            if self._failing and await self._objects.state(write=False) is not StoreState.OK:
+                self._rest_until = self._clock() + _REST_S
                 raise _unavailable()
             folder = await table_folder(self._pool, self._lake, table.name)
             if folder is None:
@@ -91,12 +96,13 @@ class DuckDBStager:
             except (duckdb.Error, TimeoutError, OSError) as error:
                 # The engine's text may hold values and addresses: it goes neither into the message nor into the chain.
                 logger.warning("file not staged", extra={"error_type": type(error).__name__})
-                self._rest_until = self._clock() + _REST_S
                 await self._remove(path)
+                self._failing, self._rest_until = True, self._clock() + _REST_S
                 raise _unavailable() from None
             except asyncio.CancelledError:
                 await self._remove(path)
                 raise
+            self._failing = False
             return StagedFile(path=path, rows=sum(map(len, batches)), size=size)
 
     async def discard(self, file: StagedFile) -> None:
