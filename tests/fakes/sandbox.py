@@ -36,7 +36,7 @@ class FakeSandbox:
         self.jobs.append(job)
         if self.failure is not None:
             raise self.failure
-        connection = duckdb.connect()
+        connection = duckdb.connect(config={"threads": 1})  # of several, DuckDB may lose a failure
         batches = _Batches(self, connection, job)
         try:
             for name, table in self.tables.items():

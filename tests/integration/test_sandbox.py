@@ -252,14 +252,14 @@ async def test_an_error_names_the_place_in_the_callers_own_text(
 async def test_a_failure_in_the_middle_of_a_result_has_its_code(
     client: SandboxClient, lake: SmallLake
 ) -> None:
-    sql = "SELECT CASE WHEN range > 500000 THEN error('boom') ELSE 'fine' END FROM range(1000000)"
-    run = await client.run(lake.job(sql))
-
-    assert (await anext(run.batches)).num_rows > 0
-    with pytest.raises(Invalid, match="boom") as caught:
-        await _read(run)
-
-    assert caught.value.code == "SQL_ERROR"
+    """Each time: of two threads, one fails and the other one's interrupt may be seen first."""
+    sql = "SELECT CASE WHEN range > 100000 THEN error('boom') ELSE 'fine' END FROM range(400000)"
+    for _ in range(40):
+        run = await client.run(lake.job(sql))
+        assert (await anext(run.batches)).num_rows > 0
+        with pytest.raises(Invalid, match="boom") as caught:
+            await _read(run)
+        assert caught.value.code == "SQL_ERROR"
 
 
 async def test_a_missing_file_is_told_from_a_store_that_is_down(

@@ -24,7 +24,7 @@ from duckmesh_runtime.domain.lakesql import LAKE, quote_text
 from duckmesh_runtime.errors import Invalid, Unavailable
 from duckmesh_runtime.extensions import connect
 from duckmesh_runtime.sandbox import landlock
-from duckmesh_runtime.sandbox.failures import clean
+from duckmesh_runtime.sandbox.failures import clean, with_reason
 from duckmesh_runtime.sandbox.limits import CORES
 
 EXTENSIONS: Final = ("ducklake", "httpfs")
@@ -101,6 +101,7 @@ class Engine:
         self._root = _open(checked)
         self._kept_check = lru_cache(_KEPT_TEXTS)(self._checked_text)
         self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._stopped = False
         self._next: duckdb.DuckDBPyConnection | None = None  # of the catalog that is attached
         self._rules = sqlgate.Rules(
             functions=sqlgate.allowed_functions(self._names(_BUILT_IN)),
@@ -122,22 +123,18 @@ class Engine:
         """
         self._lock(job.data_url)
         self._use(job.catalog_path, job.snapshot_version)
-        statement = self._check(job.sql)
+        self._stopped = False
         self._spread(job.threads)
-        self._cursor = cursor = self._next or self._new_cursor()
-        self._next = None
-        cursor.execute(statement, list(job.params))
-        columns = cursor.description or []
-        types = [str(column[1]) for column in columns]
-        try:
-            reader = cursor.to_arrow_reader(BATCH_ROWS)
-            return Result(type_names=types, schema=reader.schema, batches=iter(reader))
-        except (duckdb.Error, OSError) as error:
-            _check_types(error, [str(column[0]) for column in columns], types)
-            raise
+        types, reader = self._execute(job)
+        return Result(
+            type_names=types,
+            schema=reader.schema,
+            batches=with_reason(reader, lambda: self._again(job), lambda: self._stopped),
+        )
 
     def interrupt(self) -> None:
         """Stop the running statement, from another thread; it then raises InterruptException."""
+        self._stopped = True
         if (cursor := self._cursor) is not None:
             cursor.interrupt()
 
@@ -177,6 +174,25 @@ class Engine:
         cursor.execute(f"USE {LAKE}")
         cursor.execute(_PROFILE)
         return cursor
+
+    def _execute(self, job: wire.Job) -> tuple[Sequence[str], pa.RecordBatchReader]:
+        """Start the statement; returns DuckDB's types and the rows."""
+        statement = self._check(job.sql)
+        self._cursor = cursor = self._next or self._new_cursor()
+        self._next = None
+        cursor.execute(statement, list(job.params))
+        columns = cursor.description or []
+        types = [str(column[1]) for column in columns]
+        try:
+            return types, cursor.to_arrow_reader(BATCH_ROWS)
+        except (duckdb.Error, OSError) as error:
+            _check_types(error, [str(column[0]) for column in columns], types)
+            raise
+
+    def _again(self, job: wire.Job) -> pa.RecordBatchReader:
+        self.finish()
+        self._spread(1)
+        return self._execute(job)[1]
 
     def _check(self, sql: str) -> duckdb.Statement:
         """The statement to run. Texts come again and again; what was found to be allowed stays so."""

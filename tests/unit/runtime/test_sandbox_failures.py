@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import duckdb
 import pyarrow as pa
 import pytest
 
 from duckmesh_runtime.domain.wire import Failure
-from duckmesh_runtime.errors import CATALOGUE, Invalid
-from duckmesh_runtime.sandbox.failures import clean, failure_of
+from duckmesh_runtime.errors import CATALOGUE, Failed, Invalid
+from duckmesh_runtime.sandbox.failures import clean, failure_of, with_reason
 
+BATCH = pa.record_batch({"a": [1]})
+INTERRUPTED = OSError('{"exception_type":"INTERRUPT","exception_message":"Interrupted!"}')
 PATH = "/run/duckmesh/catalogs/snap_7.db"
 
 
@@ -151,3 +155,51 @@ def test_a_hint_at_a_table_of_the_lake_stays() -> None:
     cleaned = clean('Table flight does not exist!\nDid you mean "flights, pg_x or fights"?')
 
     assert cleaned.endswith('Did you mean "flights or fights"?')
+
+
+def test_an_interrupt_that_nobody_asked_for_has_the_reason_of_a_second_run() -> None:
+    seen = with_reason(
+        _batches(1, INTERRUPTED), lambda: _batches(2, OSError("boom")), lambda: False
+    )
+
+    assert next(seen) == BATCH
+    with pytest.raises(OSError, match="boom"):
+        next(seen)
+
+
+def test_an_interrupt_whose_second_run_ends_well_is_no_end_of_the_result() -> None:
+    seen = with_reason(_batches(1, INTERRUPTED), lambda: _batches(9), lambda: False)
+
+    assert next(seen) == BATCH
+    with pytest.raises(Failed) as caught:
+        next(seen)
+    assert caught.value.code == "QUERY_CRASHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "stopped"), [(INTERRUPTED, True), (OSError("boom"), False), (OSError("boom"), True)]
+)
+def test_other_failures_run_nothing_again(error: OSError, stopped: bool) -> None:
+    again = [_batches(1)]
+
+    with pytest.raises(OSError, match=str(error)) as caught:
+        list(with_reason(_batches(1, error), again.pop, lambda: stopped))
+
+    assert caught.value is error
+    assert again
+
+
+def test_a_second_run_that_is_stopped_ends() -> None:
+    asked = iter([False, True])
+
+    with pytest.raises(Failed) as caught:
+        list(with_reason(_batches(0, INTERRUPTED), lambda: _batches(9), lambda: next(asked)))
+
+    assert caught.value.code == "QUERY_TIMEOUT"
+
+
+def _batches(count: int, failure: Exception | None = None) -> Iterator[pa.RecordBatch]:
+    for _ in range(count):
+        yield BATCH
+    if failure is not None:
+        raise failure
