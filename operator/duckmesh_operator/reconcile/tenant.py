@@ -391,9 +391,21 @@ class TenantReconciler:
         }
         try:
             await self._api.apply(manifest, subresource="status")
-        except (NotFound, Conflict):  # deleted meanwhile; the next event says so
+        except NotFound:
+            return
+        except Conflict:
+            if await self._is_there(run.meta):
+                raise  # no event would tell what was not written
             return
         metrics.status_written(TENANT.kind)
+
+    async def _is_there(self, meta: Meta) -> bool:
+        """Whether it is still this very Tenant."""
+        try:
+            live = await self._api.get(TENANT, meta.namespace, meta.name)
+        except NotFound:
+            return False
+        return parse_meta(live).uid == meta.uid
 
     def _situation(self, run: _Run) -> Situation:
         tenant, context = run.tenant, run.context

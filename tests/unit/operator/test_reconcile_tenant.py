@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from duckmesh_operator.errors import Forbidden, OperatorError, Unavailable
+from duckmesh_operator.errors import Conflict, Forbidden, OperatorError, Unavailable
 from duckmesh_operator.events import Recorder
 from duckmesh_operator.lag import CatalogHealth, LagBoard, LagReport
 from duckmesh_operator.names import (
@@ -494,6 +494,36 @@ async def test_a_revoked_right_is_in_the_status(world: World) -> None:
 
     assert world.condition("Ready")["reason"] == "AccessDenied"
     assert "403" in world.condition("Ready")["message"]
+
+
+async def test_a_status_refused_as_a_conflict_is_tried_again(world: World) -> None:
+    await world.settle()
+    world.change({"query": {"replicas": 2}})
+    world.api.failing["apply Tenant"] = Conflict("409 Conflict")
+
+    with pytest.raises(Conflict):
+        await world.run()
+
+    await world.run()
+    assert world.status()["observedGeneration"] == 2
+
+
+async def test_the_status_of_a_tenant_that_was_made_anew_meanwhile_is_given_up(
+    world: World,
+) -> None:
+    await world.settle()
+    world.change({"query": {"replicas": 2}})
+    apply = world.api.apply
+
+    async def replaced(manifest: Object, *, subresource: str = "") -> Object:
+        if subresource:
+            world.api.objects["Tenant", "team", "acme"]["metadata"]["uid"] = "another"
+        return await apply(manifest, subresource=subresource)
+
+    world.api.apply = replaced  # type: ignore[method-assign]
+    await world.run()
+
+    assert world.status()["observedGeneration"] == 1
 
 
 async def test_a_failed_migration_is_told_and_tried_again(world: World) -> None:
