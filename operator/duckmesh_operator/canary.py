@@ -16,10 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from itertools import count
 from typing import Final
 
-from duckmesh_operator.cache import CACHED, OWN, CachedApi, News, Place, place_of, version_of
+from duckmesh_operator.cache import CACHED, CachedApi, News, Place, place_of, version_of
 from duckmesh_operator.errors import Deaf, Forbidden, OperatorError
 from duckmesh_operator.kube import Api
 from duckmesh_operator.manifest import Json, Manifest, text_at
@@ -28,7 +27,6 @@ from duckmesh_operator.names import (
     LABEL_MANAGED_BY,
     MANAGED_BY,
     NETWORK_POLICY,
-    WATCHED,
     Kind,
 )
 from duckmesh_operator.queue import Key
@@ -40,9 +38,8 @@ COMPONENT: Final = "canary"
 EVERY_S: Final = 30.0
 #: kopf starts a silent stream again after 70 s; past this time it is not going to come back.
 DEAF_AFTER_S: Final = 90.0
-#: Every watched kind is listed once in this time; others, which only we write, once in so many rounds.
+#: Every watched kind is listed once in this time.
 AUDIT_EVERY_S: Final = 60.0
-AUDIT_OTHERS: Final = 5
 #: How long the watch may owe what a list showed: longer than kopf takes to start a silent stream again, and than two
 #: lists are apart, so that what went meanwhile is not waited for.
 AUDIT_GRACE_S: Final = 120.0
@@ -199,7 +196,7 @@ class Audit:
         self._refused.discard(kind.kind)
         self._listed[kind.kind] = self._clock()
         for one in news:
-            self._miss(kind, one)
+            self._miss(one)
         # Gone meanwhile, which a stream that starts again does not tell; or the cluster was put back.
         for place, (version, _) in list(self._owed.items()):
             if self._cache.store.version(place) < version:
@@ -212,21 +209,20 @@ class Audit:
             Deaf: A stream did not bring in time what a list had shown.
         """
         self._counts_from = self._clock() + AUDIT_QUIET_S
-        for number in count(1):
+        while True:
             for kind in CACHED:
                 await asyncio.sleep(AUDIT_EVERY_S / len(CACHED))
-                if kind in (*OWN, *WATCHED) or number % AUDIT_OTHERS == 0:
-                    await self.look(kind)
+                await self.look(kind)
                 if self.deaf:
                     raise Deaf(f"the watch does not bring every {', '.join(self.deaf)}")
 
-    def _miss(self, kind: Kind, news: News) -> None:
+    def _miss(self, news: News) -> None:
         place, version = news.place, news.version
         now = self._clock()
-        owed = version and kind in (*OWN, *WATCHED) and self._heard.get(place, 0) < version
+        owed = version and self._heard.get(place, 0) < version
         if owed and now >= self._counts_from:
             self._owed.setdefault(place, (version, now))
-            extra = {"kind": kind.kind, "namespace": place.namespace, "name_": place.name}
+            extra = {"kind": place.kind, "namespace": place.namespace, "name_": place.name}
             logger.info("missed by the watch", extra=extra)
         if news.owner is not None:
             self._found(news.owner)

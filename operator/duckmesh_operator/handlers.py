@@ -12,7 +12,7 @@ from typing import Any
 import kopf
 
 from duckmesh_operator.manifest import Json
-from duckmesh_operator.names import COMPACTOR, LABEL_MANAGED_BY, MANAGED_BY, TENANT, WATCHED, Kind
+from duckmesh_operator.names import CHILDREN, COMPACTOR, LABEL_MANAGED_BY, MANAGED_BY, TENANT, Kind
 
 _SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
@@ -37,7 +37,7 @@ def build_registry(notice: Callable[[Json, bool], None]) -> kopf.OperatorRegistr
             about = {"apiVersion": kind.api_version, "kind": kind.kind}
             notice({**event["object"], **about}, event["type"] == "DELETED")
 
-    for kind in (TENANT, COMPACTOR, *WATCHED):
+    for kind in (TENANT, COMPACTOR, *CHILDREN):
         watch(kind)
     return registry
 
@@ -60,7 +60,7 @@ def build_settings() -> kopf.OperatorSettings:
     settings.networking.enforce_retry_after = True
     settings.networking.error_backoffs = (0.5, 1, 2, 5)
     settings.process.ultimate_exiting_timeout = 20
-    for kind in WATCHED:
+    for kind in CHILDREN:
         settings.watching.label_selectors[_pair(kind)] = _SELECTOR
     return settings
 

@@ -77,10 +77,8 @@ DISRUPTION_BUDGET: Final = Kind(
 JOB: Final = Kind(api_version="batch/v1", kind="Job", plural="jobs")
 LEASE: Final = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 
-#: Children in the Tenant's namespace, found by label; Secrets are read by name: listing them is too much right.
+#: Children in the Tenant's namespace, watched by label; Secrets are read by name: listing them is too much right.
 CHILDREN: Final = (NETWORK_POLICY, SERVICE, CONFIG_MAP, REVISION, DEPLOYMENT, DISRUPTION_BUDGET)
-#: What the operator watches by its label, beside its own two kinds.
-WATCHED: Final = (NETWORK_POLICY, SERVICE, CONFIG_MAP, DEPLOYMENT, DISRUPTION_BUDGET)
 
 KINDS: Final = {
     kind.kind: kind

@@ -25,7 +25,7 @@ def all_of(group: str, resource: str, verbs: set[str]) -> set[Right]:
 
 def watched(verbs: set[str]) -> set[Right]:
     """These verbs on each kind that is watched."""
-    found = {(group(kind), kind.plural, verb) for kind in names.WATCHED for verb in verbs}
+    found = {(group(kind), kind.plural, verb) for kind in names.CHILDREN for verb in verbs}
     return found | {(names.GROUP, plural, verb) for plural in OWN for verb in verbs}
 
 
@@ -71,10 +71,8 @@ def test_resources_have_no_conversion_webhook() -> None:
 
 
 def test_rights_where_tenants_are_served() -> None:
-    children = {kind for kind in names.CHILDREN if kind is not names.REVISION}
     used = watched({"get", "list", "watch"})
-    used |= {(group(kind), kind.plural, verb) for kind in children for verb in WRITTEN}
-    used |= all_of("apps", "controllerrevisions", WRITTEN | {"list"})
+    used |= {(group(kind), kind.plural, verb) for kind in names.CHILDREN for verb in WRITTEN}
     used |= all_of("", "secrets", WRITTEN) | all_of("", "events", {"create"})
     used |= {(names.GROUP, f"{plural}/status", "patch") for plural in OWN}
     used |= all_of(names.GROUP, "tenants", {"patch"})

@@ -21,6 +21,7 @@ from duckmesh_operator.names import (
     DISRUPTION_BUDGET,
     EVENT,
     NETWORK_POLICY,
+    REVISION,
     SECRET,
     SERVICE,
     TENANT,
@@ -210,6 +211,7 @@ _CHILDREN: Final[Sequence[tuple[Kind, str, Manifest]]] = (
     (NETWORK_POLICY, f"{NAME}-ingest", {"spec": {"policyTypes": ["Egress"]}}),
     (DISRUPTION_BUDGET, f"{NAME}-query", {"metadata": {"labels": {"duckmesh.io/tenant": "x"}}}),
     (CONFIG_MAP, f"{NAME}-tables", {"data": {"tables.json": "[]  "}}),
+    (REVISION, f"{NAME}-ingest-1", {"revision": 7}),
 )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from duckmesh_operator import handlers
-from duckmesh_operator.names import COMPACTOR, TENANT, WATCHED, Kind
+from duckmesh_operator.names import CHILDREN, COMPACTOR, TENANT, Kind
 
 
 class Taken:
@@ -20,7 +20,7 @@ class Taken:
         return await handler.fn(event={"type": event, "object": obj}, retry=0)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("kind", [TENANT, COMPACTOR, *WATCHED], ids=lambda kind: kind.plural)
+@pytest.mark.parametrize("kind", [TENANT, COMPACTOR, *CHILDREN], ids=lambda kind: kind.plural)
 @pytest.mark.parametrize(
     ("event", "gone"), [(None, False), ("ADDED", False), ("MODIFIED", False), ("DELETED", True)]
 )
@@ -57,5 +57,5 @@ def test_an_idle_object_does_not_keep_a_worker_from_others() -> None:
 def test_only_our_children_are_watched() -> None:
     selectors = handlers.build_settings().watching.label_selectors
 
-    assert len(selectors) == len(WATCHED)
+    assert len(selectors) == len(CHILDREN)
     assert set(selectors.values()) == {"app.kubernetes.io/managed-by=duckmesh-operator"}

@@ -13,7 +13,7 @@ from duckmesh_operator.cache import CachedApi, Place
 from duckmesh_operator.errors import OperatorError
 from duckmesh_operator.events import Recorder
 from duckmesh_operator.lag import LagBoard
-from duckmesh_operator.names import CHILDREN, DEPLOYMENT, KINDS, SERVICE, TENANT, WATCHED
+from duckmesh_operator.names import CHILDREN, DEPLOYMENT, KINDS, SERVICE, TENANT
 from duckmesh_operator.prefixes import Prefixes
 from duckmesh_operator.queue import Key
 from duckmesh_operator.reconcile.sparing import SparingCredentials
@@ -23,7 +23,7 @@ from tests.fakes.kube import FakeApi, Object
 from tests.tenants import make_settings, tenant_object
 from tests.unit.operator.test_reconcile_tenant import World
 
-_WATCHED = {kind.kind for kind in (TENANT, *WATCHED)}
+_WATCHED = {kind.kind for kind in (TENANT, *CHILDREN)}
 
 
 class Watched(World):
@@ -178,7 +178,7 @@ async def test_late_lost_and_repeated_events_lead_to_the_same_end(
 
 
 _WORKERS = ("acme-ingest", "acme-query")
-_SOFT = ("Service", "NetworkPolicy", "ConfigMap", "PodDisruptionBudget")
+_SOFT = ("Service", "NetworkPolicy", "ConfigMap", "PodDisruptionBudget", "ControllerRevision")
 
 
 def _disturb(world: Watched, rng: random.Random) -> None:
