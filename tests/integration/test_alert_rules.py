@@ -23,9 +23,19 @@ PARTS = ("Meaning", "Impact", "Diagnosis", "Mitigation", "Verification", "Escala
 Series = Mapping[str, str]
 
 
-def rules() -> dict[str, dict[str, Any]]:
+def all_rules() -> list[dict[str, Any]]:
     groups = yaml.safe_load(RULES.read_text())["groups"]
-    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def rules() -> dict[str, dict[str, Any]]:
+    """By alert."""
+    return {rule["alert"]: rule for rule in all_rules() if "alert" in rule}
+
+
+def recorded() -> list[dict[str, Any]]:
+    """What alerts are computed from."""
+    return [rule for rule in all_rules() if "record" in rule]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +77,51 @@ def requests(kind: str, code: str, more: str = ACME) -> str:
     return f'duckmesh_{kind}_requests_total{{{more}, code="{code}"}}'
 
 
+def failing(per_minute: float, minutes: int, *, of: float = 200, rest: int = 0) -> dict[str, str]:
+    """Writes of a Tenant, of which so many a minute fail, and then none any more."""
+    whole = minutes + rest
+    return {
+        requests("ingest", "OK"): f"0+{of - per_minute}x{whole}",
+        requests("ingest", "CATALOG_UNAVAILABLE"): (
+            f"0+{per_minute}x{minutes} {per_minute * minutes}x{rest}"
+        ),
+    }
+
+
+def lagging(values: str, tenant: str = "shop/acme") -> dict[str, str]:
+    """A Tenant with a target of 60 s."""
+    return {
+        f'duckmesh_operator_tenant_lag_seconds{{{POD}, tenant="{tenant}"}}': values,
+        f'duckmesh_operator_tenant_lag_target_seconds{{{POD}, tenant="{tenant}"}}': "60x1000",
+    }
+
+
 CASES = {
+    "DuckmeshBudgetBurnsFast": Case(
+        fires=failing(20, 40, rest=80),
+        at=30,
+        gone=85,
+        silent={
+            **failing(1, 100),  # five times as fast as it may
+            requests("ingest", "VALIDATION_FAILED"): "0+100x100",
+            # Two of three fail, but they are few.
+            requests("query", "OK", QUERY): "0x20 1x20 1x60",
+            requests("query", "INTERNAL", QUERY): "0x10 1x30 2x60",
+            **lagging("0x45 90x2 0x53"),
+            **lagging("90x100", "shop/idle"),
+            trouble("Ready", "Suspended", "shop/idle"): "1x100",
+        },
+        labels={**OF_ACME, "objective": "writes"},
+        value="100",
+    ),
+    "DuckmeshBudgetBurnsSlowly": Case(
+        fires=failing(1, 60, rest=400),
+        at=30,
+        gone=430,
+        silent={**failing(0.1, 100), **lagging("0x100"), **lagging("0x100", "shop/beta")},
+        labels={**OF_ACME, "objective": "writes"},
+        value="5",
+    ),
     "DuckmeshOperatorDown": Case(
         fires={f"duckmesh_operator_lease_held{{{POD}}}": "1 _x20 1x20"},
         at=15,
@@ -397,7 +451,9 @@ def scenarios_of(folder: Path, alert: str) -> str:
 
 
 def written(folder: Path, alert: str, *tests: dict[str, Any]) -> str:
-    groups = [{"name": "one", "rules": [rules()[alert]]}]
+    rule = rules()[alert]
+    needed = [one for one in recorded() if one["record"] in rule["expr"]]
+    groups = [{"name": "one", "rules": [*needed, rule]}]
     (folder / f"{alert}.rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
     page = {
         "rule_files": [f"{alert}.rules.yaml"],
@@ -413,7 +469,35 @@ def test_prometheus_takes_the_file() -> None:
     run = promtool("check", "rules", str(RULES))
 
     assert run.returncode == 0, run.stdout + run.stderr
-    assert f"{len(CASES)} rules found" in run.stdout
+    assert f"{len(all_rules())} rules found" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("objective", "series"),
+    [
+        ("freshness", lagging("90x30")),
+        ("queries", {requests("query", "OK"): "0+90x30", requests("query", "INTERNAL"): "0+10x30"}),
+        # Every write fails, at one a minute: few, and all of them. The first minutes have no whole rate yet.
+        ("writes", {requests("ingest", "CATALOG_UNAVAILABLE"): "0+1x30"}),
+    ],
+)
+def test_every_objective_has_a_budget(
+    tmp_path: Path, objective: str, series: Mapping[str, str]
+) -> None:
+    alert = "DuckmeshBudgetBurnsFast"
+    case = Case(
+        fires=series,
+        at=20,
+        gone=0,
+        silent={},
+        labels={**OF_ACME, "objective": objective},
+        value="75" if objective == "writes" else "100",
+    )
+    firing = {case.at: [expected(rules()[alert], case)]}
+
+    run = promtool("test", "rules", written(tmp_path, alert, scenario("", series, alert, firing)))
+
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_a_rule_that_does_not_fire_is_noticed(tmp_path: Path) -> None:
@@ -462,8 +546,8 @@ def test_every_metric_of_a_rule_is_exported() -> None:
     exported = documented() | process_metrics()
     asked = {
         name
-        for rule in rules().values()
-        for name in re.findall(r"\b((?:duckmesh|process)_[a-z0-9_]+)", rule["expr"])
+        for rule in all_rules()
+        for name in re.findall(r"(?<!:)\b((?:duckmesh|process)_[a-z0-9_]+)", rule["expr"])
     }
 
     assert asked
@@ -474,9 +558,10 @@ def test_every_code_condition_and_reason_of_a_rule_exists() -> None:
     sources = [path.read_text() for path in (ROOT / "operator/duckmesh_operator").rglob("*.py")]
     said = {text for source in sources for text in re.findall(r'\b([A-Z]\w+)(?:"|=)', source)}
     known = said | set(CATALOGUE) | {"fenced", "record", "request", "ok"}
-    for alert, rule in rules().items():
+    known |= {rule["labels"]["objective"] for rule in recorded() if "labels" in rule}
+    for rule in all_rules():
         for value in re.findall(r'=~?"([^"]+)"', rule["expr"]):
-            assert set(value.split("|")) <= known, alert
+            assert set(value.split("|")) <= known, rule
 
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
