@@ -27,8 +27,14 @@ from duckmesh_operator.errors import (
 )
 from duckmesh_operator.events import Note, Recorder, notes_of
 from duckmesh_operator.kube import Api
-from duckmesh_operator.lag import CatalogHealth, LagBoard, Objective, catalog_health
-from duckmesh_operator.manifest import Manifest, object_at, text_at
+from duckmesh_operator.lag import (
+    CatalogHealth,
+    LagBoard,
+    Objective,
+    catalog_health,
+    files_limit,
+)
+from duckmesh_operator.manifest import Manifest, list_at, object_at, text_at
 from duckmesh_operator.model import Meta, Tenant, parse_meta, parse_tenant
 from duckmesh_operator.names import (
     CONFIG_MAP,
@@ -237,6 +243,7 @@ class TenantReconciler:
                 target_ms=tenant.freshness_target_ms,
                 sustained_ms=tenant.freshness_sustained_ms,
                 max_age_ms=tenant.snapshots_max_age_ms,
+                small_files=files_limit(tenant.compaction_small_files),
             ),
         )
 
@@ -284,6 +291,7 @@ class TenantReconciler:
             )
         except OperatorError as error:
             self._catalog_failed(run, error)
+            run.spec_problem = run.spec_problem or _still_owned(run.previous)
             return
         run.catalog = CatalogHealth(ok=True)
         own = next((one for one in lakes if one.tenant_uid == run.meta.uid), None)
@@ -315,7 +323,13 @@ class TenantReconciler:
             return None
         if run.tenant is None or run.tenant.paused:
             return None
-        if not await catalog.adopt_lake(left.lake, owner=left.tenant_uid, heir=run.meta.uid):
+        try:
+            if not await catalog.adopt_lake(left.lake, owner=left.tenant_uid, heir=run.meta.uid):
+                return None
+        except OperatorError as error:
+            message = f"The data of an earlier Tenant is not handed over yet. {_advice(error)}"
+            run.spec_problem = Problem(reason="DataOwned", message=message)
+            run.failure = error
             return None
         extra = {"tenant": run.meta.full_name, "lake": left.lake, "from_uid": left.tenant_uid}
         logger.info("lake handed over", extra=extra)
@@ -463,6 +477,15 @@ def _workers(run: _Run) -> list[Worker]:
 def _left_behind(lakes: list[Lake], meta: Meta) -> Lake | None:
     """What the catalog keeps of an earlier Tenant of the same namespace and name."""
     return next((one for one in lakes if one.tenant == meta.full_name), None)
+
+
+def _still_owned(previous: Manifest) -> Problem | None:
+    """What the catalog said of others before it fell silent: silence makes nothing theirs ours."""
+    for item in list_at(previous, "conditions"):
+        reason = text_at(item, "reason")
+        if text_at(item, "type") == "SpecValid" and reason in ("DataOwned", "PrefixInUse"):
+            return Problem(reason=reason, message=text_at(item, "message"))
+    return None
 
 
 def _owned_by_others(

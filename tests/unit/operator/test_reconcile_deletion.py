@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from duckmesh_operator.catalog import Lake
-from duckmesh_operator.errors import Conflict, Unavailable
+from duckmesh_operator.errors import Conflict, Failing, Unavailable
 from duckmesh_operator.events import Recorder
 from duckmesh_operator.lag import LagBoard
 from duckmesh_operator.names import (
@@ -727,6 +728,39 @@ async def test_a_tenant_serves_the_data_that_was_handed_to_it(retained: World) -
     retained.restart()
     await retained.run()
     assert retained.api.writes == before
+
+
+async def test_a_hand_over_that_the_catalog_cannot_do_is_not_said_to_be_done(
+    retained: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retained.leave_behind()
+    retained.allow()
+    with monkeypatch.context() as patched:
+        refused = Failing("the catalog's database is too old: make a Tenant with a new name")
+        patched.setattr(retained.catalog, "adopt_lake", AsyncMock(side_effect=refused))
+        with pytest.raises(Failing):
+            await retained.run()
+
+    assert retained.condition("SpecValid") == ("False", "DataOwned")
+    assert "make a Tenant with a new name" in retained.message("SpecValid")
+    assert retained.allowed
+    assert retained.catalog.logins == {}
+    await retained.run()
+    assert retained.condition("SpecValid") == ("True", "Valid")
+
+
+async def test_a_catalog_that_falls_silent_does_not_give_the_data_away(retained: World) -> None:
+    retained.leave_behind()
+    await retained.run()
+    told = retained.message("SpecValid")
+    retained.catalog.failing = Unavailable("the catalog does not answer")
+
+    with pytest.raises(Unavailable):
+        await retained.run()
+
+    assert retained.condition("SpecValid") == ("False", "DataOwned")
+    assert retained.message("SpecValid") == told
+    assert retained.condition("CatalogReachable")[0] == "False"
 
 
 @pytest.mark.parametrize("why", ["other uid", "other place", "paused"])
