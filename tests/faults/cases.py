@@ -343,7 +343,7 @@ async def _break(ground: Ground, namespace: str, plural: str) -> None:
         if plural == "secrets":
             await client.delete(SECRET, namespace, f"{NAME}-reader")
         await client.patch(
-            TENANT, namespace, NAME, {"spec": {"freshness": {"sustainedFor": "30s"}}}
+            TENANT, namespace, NAME, {"spec": {"freshness": {"sustainedFor": "31s"}}}
         )
 
 
