@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -30,12 +30,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 class CountingStore(StoreObjects):
-    """Says how often it was read."""
+    """Says how often it was read; answers while its gate is open."""
 
-    reads = 0
+    def __init__(self, settings: StoreSettings) -> None:
+        super().__init__(settings)
+        self.reads = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def read(self, path: str, start: int, length: int) -> bytes:
         self.reads += 1
+        await self.gate.wait()
         return await super().read(path, start, length)
 
 
@@ -219,6 +224,84 @@ async def test_small_files_are_kept_up_to_a_bound(
         assert (await ask(proxy, f"/lake/{name}"))[2] == CONTENT
 
     assert store.reads == 4
+
+
+async def test_files_of_a_scan_are_there_before_they_are_asked_for(
+    proxy: ReadProxy, folder: Path, store: CountingStore
+) -> None:
+    names = _scanned(proxy, folder, 12)
+    (folder / names[9]).unlink()
+
+    for name in names[:4]:
+        assert (await ask(proxy, f"/lake/{name}"))[2] == name.encode()
+    await eventually(lambda: not proxy._coming)
+    begun = store.reads
+    assert begun > 4
+    for name in names[4:begun]:
+        (folder / name).unlink(missing_ok=True)
+
+    found = [(await ask(proxy, f"/lake/{name}"))[::2] for name in names]
+
+    assert found[9] == (410, b"")
+    del found[9], names[9]
+    assert found == [(200, name.encode()) for name in names]
+
+
+async def test_a_file_that_is_taken_back_while_it_comes_is_not_kept(
+    proxy: ReadProxy, store: CountingStore
+) -> None:
+    store.gate.clear()
+    asking = asyncio.create_task(ask(proxy, f"/lake/{FILE}"))
+    await eventually(lambda: store.reads > 0)
+
+    proxy.release({FILE: len(CONTENT)})
+    store.gate.set()
+    assert (await asking)[2] == CONTENT
+    proxy.allow({FILE: len(CONTENT)})
+
+    assert (await ask(proxy, f"/lake/{FILE}"))[2] == CONTENT
+    assert store.reads == 2
+
+
+async def test_two_who_ask_for_a_file_at_once_fetch_it_once(
+    proxy: ReadProxy, store: CountingStore
+) -> None:
+    store.gate.clear()
+    first, second = (asyncio.create_task(ask(proxy, f"/lake/{FILE}")) for _ in range(2))
+    await eventually(lambda: len(proxy._connections) == 2 and store.reads > 0)
+    store.gate.set()
+
+    assert (await first)[2] == (await second)[2] == CONTENT
+    assert store.reads == 1
+
+
+async def test_closing_ends_what_is_fetched_ahead(proxy: ReadProxy, store: CountingStore) -> None:
+    store.gate.clear()
+    asking = asyncio.create_task(ask(proxy, f"/lake/{FILE}"))
+    await eventually(lambda: store.reads > 0)
+
+    async with asyncio.timeout(60):
+        await proxy.close()
+
+    assert not proxy._coming
+    with contextlib.suppress(ConnectionError, IndexError, ValueError):
+        await asking
+
+
+def _scanned(proxy: ReadProxy, folder: Path, count: int) -> list[str]:
+    """Files of one table, which hold their names."""
+    names = [f"main/s/{number:02}.parquet" for number in range(count)]
+    (folder / "main" / "s").mkdir()
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    proxy.allow({name: len(name) for name in names})
+    return names
+
+
+async def eventually(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not what():
+            await asyncio.sleep(0.01)
 
 
 async def test_a_large_file_comes_in_parts(

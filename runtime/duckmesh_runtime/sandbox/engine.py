@@ -44,6 +44,8 @@ _SETTINGS: Final = (
     "SET http_retries = 2",
     "SET http_retry_wait_ms = 50",
     "SET http_timeout = 20",
+    # Else each file, and each return to it, opens a connection of its own.
+    "SET httpfs_connection_caching = true",
     "SET allow_persistent_secrets = false",
     # Without this, the first HTTP read of a locked engine fails: the secret manager starts itself too late.
     "FROM duckdb_secrets()",

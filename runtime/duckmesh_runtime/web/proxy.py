@@ -13,9 +13,11 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Final, NamedTuple, cast
 
+from duckmesh_runtime.domain.read_ahead import MOST_FILES, ReadAhead
 from duckmesh_runtime.errors import Corrupt, DuckmeshError
 from duckmesh_runtime.ports import ObjectStore
 
@@ -74,6 +76,8 @@ class ReadProxy:
         self._sizes: dict[str, int] = {}
         self._holders: Counter[str] = Counter()
         self._small = _SmallFiles()
+        self._coming: dict[str, asyncio.Task[bytes]] = {}  # small files
+        self._ahead = ReadAhead(_SMALL_BYTES)
         self._chunks = asyncio.Semaphore(_CHUNKS)
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -88,6 +92,7 @@ class ReadProxy:
         """Serve these files (path -> size in bytes), until `release` was called as often."""
         self._sizes.update(files)
         self._holders.update(files.keys())
+        self._ahead.follow(files)
 
     def release(self, files: Mapping[str, int]) -> None:
         """Take back one `allow` of these files."""
@@ -111,9 +116,10 @@ class ReadProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for task in self._connections:
+        tasks = [*self._connections, *self._coming.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection; whatever goes wrong on it ends it and nothing else."""
@@ -203,10 +209,25 @@ class ReadProxy:
         """A small file: its footer was asked for, so the rest will be. One trip to the store instead of two."""
         found = self._small.get(path)
         if found is None:
-            found = await self._read(path, 0, size)
-            if path in self._sizes:  # not released meanwhile
-                self._small.keep(path, found)
-        return found
+            self._fetch(path, size)
+        for ahead, ahead_size in self._ahead.asked(path, missed=found is None):
+            known = ahead not in self._sizes or self._small.has(ahead)
+            if not known and len(self._coming) < MOST_FILES:
+                self._fetch(ahead, ahead_size)
+        return await asyncio.shield(self._fetch(path, size)) if found is None else found
+
+    def _fetch(self, path: str, size: int) -> asyncio.Task[bytes]:
+        """Begin to read a small file, unless that has begun."""
+        if (coming := self._coming.get(path)) is None:
+            coming = self._coming[path] = asyncio.create_task(self._read(path, 0, size))
+            coming.add_done_callback(partial(self._fetched, path))
+        return coming
+
+    def _fetched(self, path: str, task: asyncio.Task[bytes]) -> None:
+        del self._coming[path]
+        # Who asks for a file that was fetched ahead in vain finds the reason by itself.
+        if not task.cancelled() and task.exception() is None and path in self._sizes:
+            self._small.keep(path, task.result())
 
     async def _read(self, path: str, start: int, length: int) -> bytes:
         chunk = await self._store.read(path, start, length) if length else b""
@@ -229,6 +250,9 @@ class _SmallFiles:
         if found is not None:
             self._files.move_to_end(path)
         return found
+
+    def has(self, path: str) -> bool:
+        return path in self._files
 
     def keep(self, path: str, content: bytes) -> None:
         self.forget(path)
