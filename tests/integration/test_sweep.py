@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -10,6 +11,7 @@ import asyncpg
 import pytest
 
 from duckmesh_runtime.adapters.postgres_bus import PostgresBus
+from duckmesh_runtime.settings import read_secret
 from tests.lakes import (
     EVENTS,
     LakeView,
@@ -168,6 +170,34 @@ async def test_a_committed_lake_shows_its_committer_snapshot_and_files(
         f"SELECT max(snapshot_id) FROM {lake.name}.ducklake_snapshot"
     )
     assert not (await _row(control, lake))["committer_alive"]
+
+
+async def test_what_maintenance_says_shows_in_the_row_of_its_lake(
+    lake: Lake, control: asyncpg.Connection, make_lake: MakeLake
+) -> None:
+    other = await make_lake(dsn=lake.catalog_dsn)
+    said = {"run": {"id": "1"}, "integrity": {"state": "Healthy"}, "orphans": {"files": 2}}
+    connection = await asyncpg.connect(read_secret(lake.maintenance_dir, "dsn"))
+    try:
+        await connection.execute("SELECT duckmesh.report_debt($1, 40, 900, 30, 0.25)", lake.name)
+        debt = await _row(control, lake)
+        await connection.execute("SELECT duckmesh.report_merged($1)", lake.name)
+        for what, value in said.items():
+            call = f"SELECT duckmesh.report_{what}($1, $2)"
+            await connection.execute(call, lake.name, json.dumps(value))
+            with pytest.raises(asyncpg.CheckViolationError):
+                await connection.execute(call, lake.name, json.dumps({"error": "x" * 5000}))
+    finally:
+        await connection.close()
+    row, untold = await _row(control, lake), await _row(control, other)
+
+    numbers = ("debt_files", "debt_bytes", "most_files", "deleted_ratio")
+    assert [row[name] for name in numbers] == [40, 900, 30, 0.25]
+    assert debt["debt_at"] == row["debt_at"] <= row["merged_at"] <= row["now"]
+    assert debt["merged_at"] is None
+    assert {what: json.loads(row[what]) for what in said} == said
+    assert [untold[name] for name in ("debt_at", *numbers, "merged_at", *said)] == [None] * 9
+    assert list(row)[-9:] == [row[name] for name in ("debt_at", *numbers, "merged_at", *said)]
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,9 @@ async def _install(connection: asyncpg.Connection, settings: MigrateSettings) ->
         await connection.execute(
             "SELECT duckmesh.install_reports($1, $2)", settings.lake, settings.writer
         )
+        await connection.execute(
+            "SELECT duckmesh.install_maintenance($1, $2, $3, $4)", settings.lake, *logins
+        )
 
 
 @asynccontextmanager
