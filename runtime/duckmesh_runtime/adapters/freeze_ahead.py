@@ -27,6 +27,9 @@ _AFTER_FAILURE_S: Final = 1.0
 _START_S: Final = 60.0
 """At a start the sandbox may come later than this process."""
 
+_FIRST_S: Final = 2.0
+"""Longest that a start waits for its first catalog, without which its first query would."""
+
 
 class FreezeAhead:
     """When to look for a newer snapshot.
@@ -43,6 +46,7 @@ class FreezeAhead:
         self._prepare = prepare
         self._asked_s = 0.0
         self._asked = asyncio.Event()
+        self._begun = asyncio.Event()
         self._failed = False
 
     @property
@@ -57,9 +61,11 @@ class FreezeAhead:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Freeze ahead while the block runs."""
+        """Freeze ahead while the block runs, which begins when that was tried once."""
         task = asyncio.create_task(self._run())
         try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._begun.wait(), _FIRST_S)
             yield
         finally:
             await end(task)
@@ -80,11 +86,13 @@ class FreezeAhead:
         renewed = prepared = False
         while not self._asked.is_set() and time.monotonic() < until and not prepared:
             renewed = renewed or await self._try(self._renew)
+            self._begun.set()
             if renewed:
                 prepared = await self._try(self._prepare)
             if not prepared:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._asked.wait(), _AFTER_FAILURE_S / 4)
+        self._begun.set()
 
     async def _try(self, work: Callable[[], Awaitable[bool]]) -> bool:
         """Do it; False also when it fails."""

@@ -56,6 +56,31 @@ async def test_a_start_freezes_and_attaches_without_a_query_and_then_rests() -> 
     assert (bench.renewed, bench.prepared) == (1, 3)
 
 
+async def test_a_start_has_its_first_catalog() -> None:
+    bench = Bench(absent=10**9)
+
+    async with bench.ahead.running():
+        assert bench.renewed == 1
+
+
+async def test_a_start_does_not_wait_for_a_catalog_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(freeze_ahead, "_FIRST_S", 0.01)
+    coming = asyncio.Event()
+    begun: list[bool] = []
+
+    async def renew() -> bool:
+        begun.append(await coming.wait())
+        return True
+
+    ahead = FreezeAhead(renew, renew)
+    async with ahead.running():
+        assert not begun
+        coming.set()
+        await until(lambda: len(begun) == 2)
+
+
 async def test_it_goes_on_while_queries_come_and_rests_when_none_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

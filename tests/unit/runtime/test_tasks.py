@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from duckmesh_runtime import tasks
+from duckmesh_runtime.adapters import freeze_ahead
 from duckmesh_runtime.adapters.freeze_ahead import FreezeAhead
 from duckmesh_runtime.tasks import end
 
@@ -14,6 +15,7 @@ from duckmesh_runtime.tasks import end
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "AGAIN_S", 0.01)
+    monkeypatch.setattr(freeze_ahead, "_FIRST_S", 0.01)
 
 
 async def _forget(times: int, begun: asyncio.Event) -> None:
