@@ -147,8 +147,6 @@ def dev(context: click.Context, folder: Path | None, port: int) -> None:
 def _serve(service: str, run: Callable[[Settings], int]) -> None:
     from duckmesh_runtime.settings import from_env
 
-    # Where it is installed, DuckDB imports it with the first parameter: 0.2 s and 30 MB that no process here needs.
-    sys.modules["pandas"] = None  # type: ignore[assignment]  # what Python calls a module that cannot be imported
     with _refusing_bad_settings():
         settings = from_env(os.environ)
         _log(service, settings.tenant, settings.log_format, settings.log_level)
