@@ -176,9 +176,10 @@ class CatalogCopier:
             for change in plan.changes:
                 spool.write_bytes(change.rows)
                 k.execute(_statement(into, change, self._tables[change.table], spool))
+            # No parameter, here and below: where pandas is installed, DuckDB imports it with the first (0.2 s).
+            url = quote_text(self._data_url)
             k.execute(
-                f"UPDATE {into}.ducklake_metadata SET value = $1 WHERE key = 'data_path' AND value != $1",  # noqa: S608 - a constant
-                [self._data_url],
+                f"UPDATE {into}.ducklake_metadata SET value = {url} WHERE key = 'data_path' AND value != {url}"  # noqa: S608 - quoted
             )
             k.execute("COMMIT")
         finally:
@@ -229,16 +230,20 @@ SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE database_n
 
 _FILES: Final = f"""
 SELECT {_PATH.format(x="s")} || {_PATH.format(x="t")} || {_PATH.format(x="x")} AS path, x.file_size_bytes
-  FROM (SELECT table_id, path, path_is_relative, file_size_bytes FROM {{db}}.ducklake_data_file WHERE data_file_id > $1
+  FROM (SELECT table_id, path, path_is_relative, file_size_bytes FROM {{db}}.ducklake_data_file
+         WHERE data_file_id > {{data_file:d}}
         UNION ALL
-        SELECT table_id, path, path_is_relative, file_size_bytes FROM {{db}}.ducklake_delete_file WHERE delete_file_id > $2) x
+        SELECT table_id, path, path_is_relative, file_size_bytes FROM {{db}}.ducklake_delete_file
+         WHERE delete_file_id > {{delete_file:d}}) x
   JOIN {{db}}.ducklake_table t USING (table_id) JOIN {{db}}.ducklake_schema s USING (schema_id)
 """  # noqa: S608 - constants only
 
 
 def _files(k: duckdb.DuckDBPyConnection, db: str, *, after: Mapping[str, int]) -> dict[str, int]:
     """Path -> size of the files with ids above these."""
-    return dict(k.execute(_FILES.format(db=db), [after.get(name, -1) for name in LISTS]).fetchall())
+    data_file, delete_file = (after.get(name, -1) for name in LISTS)
+    statement = _FILES.format(db=db, data_file=data_file, delete_file=delete_file)
+    return dict(k.execute(statement).fetchall())
 
 
 def _last(k: duckdb.DuckDBPyConnection, db: str) -> dict[str, int]:
