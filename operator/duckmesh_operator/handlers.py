@@ -51,9 +51,11 @@ def build_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 10
-    settings.watching.chunk_size = 500
-    settings.queueing.worker_limit = 50
-    # A worker is an object's until it was idle for so long: at the usual 5 s, 50 workers take 10 objects a second.
+    # What a list brings waits in memory, as objects of 50 KB, until a worker of kopf's takes it: with pages of 500 and 50
+    # workers a start with 1,000 Tenants took 80 MB more, for good. Our handlers only pass on: nothing is to be limited.
+    settings.watching.chunk_size = 100
+    settings.queueing.worker_limit = None
+    # A worker is an object's until it was idle for so long.
     settings.queueing.idle_timeout = 0.1
     settings.queueing.error_delays = (0.5, 1, 2, 5, 10, 30)
     settings.networking.request_timeout = 30
