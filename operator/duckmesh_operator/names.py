@@ -16,7 +16,7 @@ FIELD_MANAGER: Final = "duckmesh"
 MANAGED_BY: Final = "duckmesh-operator"
 
 #: Newest migration in the runtime's sql/catalog; a lake below it gets a migrate Job. tests/contract compares the two.
-MIGRATION: Final = 9
+MIGRATION: Final = 10
 
 API_PORT: Final = 8080
 METRICS_PORT: Final = 9090

@@ -32,6 +32,7 @@ from duckmesh_runtime.domain.changes import (
 )
 from duckmesh_runtime.domain.lakesql import LAKE, PAST
 from duckmesh_runtime.domain.schema import ColumnDef, TableDef
+from duckmesh_runtime.domain.tally import Tally
 from duckmesh_runtime.errors import NotFound
 from duckmesh_runtime.ports import EntryKind
 from duckmesh_runtime.services.dead_letters import DeadLetterService
@@ -554,15 +555,15 @@ class Ended:
     tries: int = 0
     times: int = 1
 
-    def restore_tables(self, connection: duckdb.DuckDBPyConnection, **of: Any) -> None:
+    def restore_tables(self, connection: duckdb.DuckDBPyConnection, **of: Any) -> Tally:
         """As `lake_restore.restore_tables`."""
         self.tries += 1
         if self.tries > self.times:
-            lake_restore.restore_tables(connection, **of)
-            return
+            return lake_restore.restore_tables(connection, **of)
         asyncio.run(self._end())
-        lake_restore.restore_tables(connection, **of)
+        tally = lake_restore.restore_tables(connection, **of)
         asyncio.run(self._end())
+        return tally
 
     async def _end(self) -> None:
         query = (

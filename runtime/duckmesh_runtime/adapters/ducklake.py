@@ -28,20 +28,27 @@ from duckmesh_runtime.adapters.lake_files import is_registered, table_folder
 from duckmesh_runtime.adapters.lake_probe import takes_writes
 from duckmesh_runtime.adapters.lake_restore import Expired, read_tables, restore_tables
 from duckmesh_runtime.adapters.lake_verdict import Failure, Step, is_conflict, judge
-from duckmesh_runtime.adapters.lake_writes import Differs, change_table, make_table, write_parts
+from duckmesh_runtime.adapters.lake_writes import (
+    Differs,
+    change_table,
+    drop_table,
+    make_table,
+    write_parts,
+)
 from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.adapters.postgres import catalog_errors, is_unavailable
 from duckmesh_runtime.domain import lakesql
 from duckmesh_runtime.domain.changes import Change
 from duckmesh_runtime.domain.restore import plan_restore
 from duckmesh_runtime.domain.schema import TableDef
+from duckmesh_runtime.domain.tally import Tally
 from duckmesh_runtime.errors import Corrupt, Unavailable
 from duckmesh_runtime.ports import CommitOutcome, CommitResult, TableFile, TableRows
 from duckmesh_runtime.settings import StoreSettings
 
 logger = logging.getLogger(__name__)
 
-Work = Callable[[duckdb.DuckDBPyConnection], None]
+Work = Callable[[duckdb.DuckDBPyConnection], Tally]
 
 _ATTACH_TIMEOUT_S: Final = 15.0
 _COMMIT_TIMEOUT_S: Final = 60.0
@@ -223,12 +230,7 @@ class DuckLakeWriter:
 
     async def drop_table(self, prev: int, tok: int, name: str) -> CommitResult:
         """See `LakeWriter.drop_table`."""
-        statement = lakesql.drop_table(name)
-
-        def write(connection: duckdb.DuckDBPyConnection) -> None:
-            connection.execute(statement)
-
-        return await self._change(prev, tok, "drop table", write)
+        return await self._change(prev, tok, "drop table", partial(drop_table, name=name))
 
     async def restore(
         self, prev: int, tok: int, snapshot_id: int, tables: Sequence[TableDef]
@@ -287,9 +289,9 @@ class DuckLakeWriter:
     ) -> CommitResult:
         write = partial(write_parts, parts=parts, root=self._root, register=register)
 
-        def reaching(connection: duckdb.DuckDBPyConnection) -> None:
+        def reaching(connection: duckdb.DuckDBPyConnection) -> Tally:
             with self._guard.reaching(connection):
-                write(connection)
+                return write(connection)
 
         work = reaching if register else write
         return await self._commit(prev, tok, "rows", work, _COMMIT_TIMEOUT_S)
@@ -358,7 +360,7 @@ class DuckLakeWriter:
         *,
         restores: bool = False,
     ) -> CommitResult:
-        mark = lakesql.mark_commit(prev, tok, what)
+        mark = partial(lakesql.mark_commit, prev, tok, what)
         failure = await self._transaction(mark, write, timeout_s)
         if failure is not None and is_conflict(failure) and not restores:
             failure = await self._transaction(mark, write, timeout_s)
@@ -381,16 +383,18 @@ class DuckLakeWriter:
             return CommitResult(outcome=CommitOutcome.REREAD, error="the watermark has moved")
         return judge(failure, root=self._root, doubt=restores)
 
-    async def _transaction(self, mark: str, write: Work, timeout_s: float) -> Failure | None:
+    async def _transaction(
+        self, mark: Callable[..., str], write: Work, timeout_s: float
+    ) -> Failure | None:
         step: Step = "begin"
 
         def work(connection: duckdb.DuckDBPyConnection) -> None:
             nonlocal step
             connection.execute("BEGIN")
             try:
-                connection.execute(mark)
+                connection.execute(mark())
                 step = "write"
-                write(connection)
+                connection.execute(mark(write(connection)))
                 step = "commit"
                 self._guard.commit(connection)
             except BaseException:

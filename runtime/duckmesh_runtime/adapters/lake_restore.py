@@ -12,11 +12,12 @@ from typing import Final
 import asyncpg
 import duckdb
 
-from duckmesh_runtime.adapters.lake_writes import Differs, check_columns
+from duckmesh_runtime.adapters.lake_writes import Differs, changed_rows, check_columns
 from duckmesh_runtime.adapters.postgres import catalog_errors, quoted
 from duckmesh_runtime.domain import lakesql
 from duckmesh_runtime.domain.restore import LakeTable, RestorePlan
 from duckmesh_runtime.domain.schema import TableDef
+from duckmesh_runtime.domain.tally import Tally
 
 _LIVE: Final = "{x}.begin_snapshot <= $1 AND ({x}.end_snapshot IS NULL OR {x}.end_snapshot > $1)"
 
@@ -78,8 +79,8 @@ async def read_tables(
 
 def restore_tables(
     connection: duckdb.DuckDBPyConnection, plan: RestorePlan, tables: Sequence[TableDef]
-) -> None:
-    """Do what is planned.
+) -> Tally:
+    """Do what is planned; returns the rows that came and went.
 
     Args:
         connection: In a transaction, the lake attached, and as `PAST` as of the snapshot.
@@ -93,19 +94,25 @@ def restore_tables(
     definitions = {table.name: table for table in tables}
     if definitions.keys() != {*plan.create, *plan.reconcile}:
         raise Differs
+    tally = Tally()
     try:
         for name in plan.drop:
             connection.execute(lakesql.drop_table(name))
+            tally.end(name)
         for name in plan.create:
             check_columns(connection, definitions[name], lakesql.PAST)
             for statement in lakesql.create_table(definitions[name]):
                 connection.execute(statement)
-            connection.execute(lakesql.copy_past(name, _names(definitions[name])))
+            copied = changed_rows(connection, lakesql.copy_past(name, _names(definitions[name])))
+            tally.add(name, inserted=copied)
         for name in plan.reconcile:
-            connection.execute(lakesql.delete_newer(name))
-            connection.execute(lakesql.insert_older(name, _names(definitions[name])))
+            deleted = changed_rows(connection, lakesql.delete_newer(name))
+            columns = _names(definitions[name])
+            inserted = changed_rows(connection, lakesql.insert_older(name, columns))
+            tally.add(name, inserted=inserted, deleted=deleted)
     except duckdb.OutOfMemoryException as error:
         raise TooMuch from error
+    return tally
 
 
 def _table(row: asyncpg.Record) -> LakeTable:

@@ -19,6 +19,7 @@ from duckmesh_runtime.domain.changes import (
     WidenType,
 )
 from duckmesh_runtime.domain.schema import TableDef
+from duckmesh_runtime.domain.tally import Tally
 from duckmesh_runtime.domain.typenames import parse_type
 from duckmesh_runtime.ports import TableFile, TableRows
 
@@ -44,8 +45,8 @@ def write_parts(
     *,
     root: str,
     register: Collection[str] = (),
-) -> None:
-    """Write parts in order.
+) -> Tally:
+    """Write parts in order; returns the rows that came and went.
 
     Args:
         connection: In a transaction, the lake attached.
@@ -53,34 +54,41 @@ def write_parts(
         root: The lake's data path.
         register: Paths of those files that become part of their table as they lie; the rows of others are inserted.
     """
+    tally = Tally()
     for part in parts:
         if isinstance(part, TableFile):
             write = lakesql.register_file if part.file.path in register else lakesql.insert_file
             connection.execute(write(part.table, root + part.file.path))
+            tally.add(part.table, inserted=part.file.rows)
         elif key := key_of(part.rows.schema):
-            _upsert(connection, part, key)
+            _upsert(connection, part, key, tally)
         else:
             _insert(connection, part)
+            tally.add(part.table, inserted=part.rows.num_rows)
+    return tally
 
 
-def make_table(connection: duckdb.DuckDBPyConnection, table: TableDef) -> None:
+def make_table(connection: duckdb.DuckDBPyConnection, table: TableDef) -> Tally:
     """Create a table; one with the same columns may be there.
 
     Raises:
         Differs: Another one is there.
     """
     there = _columns(connection, table.name)
+    tally = Tally()
     if not there:
         for statement in lakesql.create_table(table):
             connection.execute(statement)
+        tally.add(table.name)
     elif there != _wanted(table):
         raise Differs
+    return tally
 
 
 def change_table(
     connection: duckdb.DuckDBPyConnection, table: TableDef, changes: Sequence[Change]
-) -> None:
-    """Apply changes in order.
+) -> Tally:
+    """Apply changes in order; no row comes or goes.
 
     Args:
         connection: In a transaction, the lake attached.
@@ -98,6 +106,21 @@ def change_table(
         _follow(types, change)
     if _columns(connection, table.name) != _wanted(table):
         raise Differs
+    return Tally()
+
+
+def drop_table(connection: duckdb.DuckDBPyConnection, name: str) -> Tally:
+    """Drop a table; one that is not there is fine."""
+    connection.execute(lakesql.drop_table(name))
+    tally = Tally()
+    tally.end(name)
+    return tally
+
+
+def changed_rows(connection: duckdb.DuckDBPyConnection, statement: str) -> int:
+    """Run an INSERT or DELETE; returns how many rows it says it has changed."""
+    ((count,),) = connection.execute(statement).fetchall()
+    return int(count)
 
 
 def check_columns(connection: duckdb.DuckDBPyConnection, table: TableDef, database: str) -> None:
@@ -133,7 +156,9 @@ def _insert(connection: duckdb.DuckDBPyConnection, part: TableRows) -> None:
         connection.unregister(_ROWS)
 
 
-def _upsert(connection: duckdb.DuckDBPyConnection, part: TableRows, key: Sequence[str]) -> None:
+def _upsert(
+    connection: duckdb.DuckDBPyConnection, part: TableRows, key: Sequence[str], tally: Tally
+) -> None:
     columns = [name for name in part.rows.column_names if name != DELETED]
     connection.execute(lakesql.make_batch(part.table, columns, _BATCH))
     positions = pa.arange(0, part.rows.num_rows)
@@ -142,8 +167,9 @@ def _upsert(connection: duckdb.DuckDBPyConnection, part: TableRows, key: Sequenc
         connection.execute(lakesql.fill_batch(columns, _BATCH, _ROWS))
     finally:
         connection.unregister(_ROWS)
-    connection.execute(lakesql.delete_batch(part.table, key, _BATCH))
-    connection.execute(lakesql.upsert_batch(part.table, columns, key, _BATCH))
+    deleted = changed_rows(connection, lakesql.delete_batch(part.table, key, _BATCH))
+    inserted = changed_rows(connection, lakesql.upsert_batch(part.table, columns, key, _BATCH))
+    tally.add(part.table, inserted=inserted, deleted=deleted)
     connection.execute(lakesql.drop_batch(_BATCH))
 
 

@@ -174,6 +174,9 @@ async def _install(connection: asyncpg.Connection, settings: MigrateSettings) ->
         await connection.execute(
             "SELECT duckmesh.install_maintenance($1, $2, $3, $4)", settings.lake, *logins
         )
+        await connection.execute(
+            "SELECT duckmesh.install_ledger($1, $2)", settings.lake, settings.maintenance
+        )
 
 
 @asynccontextmanager

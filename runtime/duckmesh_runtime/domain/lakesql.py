@@ -6,6 +6,7 @@ DuckDB takes no parameters in ATTACH, CREATE SECRET, DDL and CALL, which is why 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -25,6 +26,7 @@ from duckmesh_runtime.domain.changes import (
 )
 from duckmesh_runtime.domain.columns import ColumnType
 from duckmesh_runtime.domain.schema import ColumnDef, Default, TableDef
+from duckmesh_runtime.domain.tally import Tally
 
 LAKE: Final = "lake"
 """The lake's name inside our own DuckDB connections."""
@@ -134,12 +136,20 @@ def use_s3_key(*, key_id: str, secret: str, region: str) -> Sequence[str]:
     return [f"SET GLOBAL {name} = {quote_text(value)}" for name, value in values.items()]
 
 
-def mark_commit(prev: int, tok: int, what: str) -> str:
-    """Say what the running transaction is: it moves the watermark from `prev` to `tok`. First statement after BEGIN."""
-    info = f'{{"role":"w","prev":{prev:d},"tok":{tok:d}}}'
+def mark_commit(prev: int, tok: int, what: str, tally: Tally | None = None) -> str:
+    """Say what the running transaction is: it moves the watermark from `prev` to `tok`. First statement after BEGIN.
+
+    Said again before COMMIT, with what it did to which table; without that the lake's ledger ends.
+    """
+    info: dict[str, object] = {"role": "w", "prev": prev, "tok": tok}
+    if tally is not None:
+        info["rows"] = tally.rows
+    if tally is not None and tally.ended:
+        info["ended"] = tally.ended
+    text = json.dumps(info, separators=(",", ":"))
     return (
         f"CALL {LAKE}.set_commit_message('duckmesh', {quote_text(what)}, "
-        f"extra_info => {quote_text(info)})"
+        f"extra_info => {quote_text(text)})"
     )
 
 
@@ -253,6 +263,33 @@ def expire_snapshots(ids: Sequence[int]) -> str:
     """Give up snapshots, never the newest; its one row says how many there were."""
     versions = ", ".join(f"{number:d}" for number in ids)
     return f"SELECT count(*) FROM ducklake_expire_snapshots('{LAKE}', versions => [{versions}])"  # noqa: S608 - numbers
+
+
+def mark_maintenance(what: str) -> str:
+    """Say that the running transaction is maintenance: it merges and rewrites, the watermark stays."""
+    info = quote_text('{"role":"m"}')
+    return f"CALL {LAKE}.set_commit_message('duckmesh', {quote_text(what)}, extra_info => {info})"
+
+
+def bound_merges(size: int) -> str:
+    """Let no merge of this engine take a further file from so many bytes on; nothing is stored."""
+    return f"SET GLOBAL ducklake_target_file_size = '{size:d}B'"
+
+
+def merge_files(table: str, *, at_least: int, below: int, outputs: int) -> str:
+    """Merge files of a table; a row for each file made: schema, table, input files, files made."""
+    return (
+        f"CALL ducklake_merge_adjacent_files('{LAKE}', {quote_text(table)}, schema => 'main', "
+        f"min_file_size => {at_least:d}, max_file_size => {below:d}, max_compacted_files => {outputs:d})"
+    )
+
+
+def rewrite_files(table: str, ratio: float) -> str:
+    """Write files again of whose rows at least this share is deleted; rows as of `merge_files`."""
+    return (
+        f"CALL ducklake_rewrite_data_files('{LAKE}', {quote_text(table)}, schema => 'main', "
+        f"delete_threshold => {ratio!r}::DOUBLE)"
+    )
 
 
 def detach_past() -> str:

@@ -17,7 +17,7 @@ from typing import Final
 
 from duckmesh_runtime.errors import Corrupt
 
-MIGRATION: Final[int] = 9
+MIGRATION: Final[int] = 10
 """Number of the newest migration; a test holds it to the files."""
 
 _NAME: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")

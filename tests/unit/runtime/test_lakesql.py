@@ -17,6 +17,7 @@ from duckmesh_runtime.domain.changes import (
     WidenType,
 )
 from duckmesh_runtime.domain.schema import ColumnDef, TableDef
+from duckmesh_runtime.domain.tally import Tally
 from duckmesh_runtime.domain.typenames import parse_type
 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)))
@@ -73,6 +74,21 @@ def test_a_commit_says_where_it_starts_and_ends() -> None:
     assert lakesql.mark_commit(41, 58, "rows") == (
         "CALL lake.set_commit_message('duckmesh', 'rows', "
         """extra_info => '{"role":"w","prev":41,"tok":58}')"""
+    )
+
+
+def test_a_commit_says_what_it_did_to_which_table() -> None:
+    tally = Tally()
+    tally.add("events", inserted=3)
+    tally.add("gone", inserted=1)
+    tally.add("events", inserted=4, deleted=2)
+    tally.end("gone")
+
+    assert lakesql.mark_commit(1, 2, "rows", Tally()).endswith(
+        """'{"role":"w","prev":1,"tok":2,"rows":{}}')"""
+    )
+    assert lakesql.mark_commit(1, 2, "rows", tally).endswith(
+        """'{"role":"w","prev":1,"tok":2,"rows":{"events":[7,2]},"ended":["gone"]}')"""
     )
 
 
