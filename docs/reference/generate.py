@@ -131,9 +131,10 @@ def build_metrics() -> str:
     """The page of all metrics."""
     none = operator_metrics.QueueCollector(lambda: 0, lambda: 0.0).collect()
     tenants = operator_metrics.TenantCollector(dict, dict).collect()
+    compactors = operator_metrics.CompactorCollector(dict, dict).collect()
     parts = (
         ("Ingest and query", _lines(runtime_metrics, ())),
-        ("Operator", _lines(operator_metrics, [*none, *tenants])),
+        ("Operator", _lines(operator_metrics, [*none, *tenants, *compactors])),
     )
     return METRICS + "".join(f"\n## {title}\n\n{table}" for title, table in parts)
 

@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -101,10 +101,16 @@ class Operator:
             credentials=SparingCredentials(self._cache, clock=clock),
             now=_now,
         )
-        compactors = CompactorReconciler(api=self._cache, now=_now)
+        self._compactors = CompactorReconciler(
+            api=self._cache,
+            settings=settings,
+            board=self._board,
+            recorder=Recorder(api, instance=settings.pod_name, clock=clock, now=_now),
+            now=_now,
+        )
         self._work: dict[str, Callable[[Key], Awaitable[float | None]]] = {
             TENANT.kind: self._tenants.reconcile,
-            COMPACTOR.kind: compactors.reconcile,
+            COMPACTOR.kind: self._compactors.reconcile,
         }
         self._queue = Queue(
             lambda key: self._work[key.kind](key), workers=settings.workers, clock=clock
@@ -113,6 +119,7 @@ class Operator:
             catalogs=self._catalogs,
             board=self._board,
             due=lambda tenant: self._queue.add(Key(TENANT.kind, *tenant.split("/", 1))),
+            swept=lambda: self._add_each(self._compactors.due()),
             alive=self._alive_uids,
             namespaces=settings.watch_namespaces,
             interval_s=settings.sweep_s,
@@ -264,11 +271,16 @@ class Operator:
             self._canary.seen(obj)
         if self._cache.notice(obj, gone=gone) and (owner := owner_of(obj)) is not None:
             self._add(owner)
+            self._add_each(self._compactors.touched(obj, gone=gone))
 
     def _add(self, key: Key) -> None:
         served = self._settings.watch_namespaces
         if not served or key.namespace in served:  # the canary's namespace is watched for itself
             self._queue.add(key)
+
+    def _add_each(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._add(key)
 
     async def _tell_when_watching(self, on_watching: Callable[[], None]) -> None:
         await self._watching.wait()
@@ -305,6 +317,14 @@ class Operator:
                 lambda: {tenant: track.report.lag_s for tenant, track in self._board.tracks()},
                 self._board.targets_s,
                 lambda: self._tenants.troubles,
+            ),
+            metrics.CompactorCollector(
+                lambda: {
+                    tenant: track.report.debt_files
+                    for tenant, track in self._board.tracks()
+                    if track.report.debt_files is not None
+                },
+                lambda: self._compactors.troubles,
             ),
         )
 

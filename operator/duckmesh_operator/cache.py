@@ -53,7 +53,7 @@ OWN: Final = (TENANT, COMPACTOR)
 CACHED: Final = (*OWN, *CHILDREN)
 _LABELS: Final = {LABEL_MANAGED_BY: MANAGED_BY}
 #: What follows a Tenant's name in that of a child.
-_CHILD: Final = re.compile(r"-(tables|(ingest|query)(-[0-9]{1,9})?)")
+_CHILD: Final = re.compile(r"-(tables|compact|(ingest|query)(-[0-9]{1,9})?)")
 _OUTLINE: Final = ("name", "namespace", "uid", "generation", "deletionTimestamp")
 _OWNERS: Final = 10
 _OUTLINE_LABELS: Final = (LABEL_MANAGED_BY, LABEL_TENANT, LABEL_TENANT_UID, LABEL_TENANT_NAMESPACE)

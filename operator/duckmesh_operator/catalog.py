@@ -11,6 +11,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -491,4 +492,20 @@ def _report(row: asyncpg.Record) -> LagReport:
         store_state=row.get("store_state") or "",
         store_since=row.get("store_since"),
         store_at=row.get("store_at"),
+        debt_at=row.get("debt_at"),
+        debt_files=row.get("debt_files"),
+        debt_bytes=row.get("debt_bytes"),
+        most_files=row.get("most_files"),
+        deleted_ratio=row.get("deleted_ratio"),
+        merged_at=row.get("merged_at"),
+        run=_told(row, "run"),
+        integrity=_told(row, "integrity"),
+        orphans=_told(row, "orphans"),
     )
+
+
+def _told(row: asyncpg.Record, name: str) -> Mapping[str, object] | None:
+    """An object that a lake's maintenance wrote; what is none counts as not said."""
+    text = row.get(name)
+    found = json.loads(text) if text else None
+    return found if isinstance(found, dict) else None

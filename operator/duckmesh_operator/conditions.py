@@ -114,8 +114,10 @@ MEANINGS: Final[Mapping[str, str]] = {
         "catalog, but none becomes visible."
     ),
     "Fresh": "Accepted rows become visible within spec.freshness.target.",
-    "SnapshotHealthy": "The newest snapshot is whole and not too old for the rows that wait.",
-    "CompactionCurrent": "There are no more small files than queries take easily.",
+    "SnapshotHealthy": (
+        "The newest snapshot is not too old for the rows that wait, and the last check found its files whole."
+    ),
+    "CompactionCurrent": "In no table do more files wait for a merge than queries take easily.",
     "Progressing": "The operator or Kubernetes is bringing the Tenant to its spec.",
     "Suspended": "The spec asks for no pods.",
     "Paused": "The spec asks the operator to change nothing.",
@@ -243,15 +245,21 @@ CONDITIONS: Final[Mapping[str, Mapping[str, Case]]] = {
                 "committer's log."
             ),
             Missing=_NO_LAKE,
+            Corrupt=(
+                "The last check found files of the lake missing or damaged: {damage}. Queries that need them fail, none "
+                "answers with fewer rows. The platform team should bring the files back "
+                "(docs/runbooks/restore-from-backup.md), then run the check again."
+            ),
         ),
         **_BLIND,
     },
     "CompactionCurrent": {
-        **_cases(TRUE, Current="At most {limit} small files."),
+        **_cases(TRUE, Current="At most {limit} files of a table wait for a merge."),
         **_cases(
             FALSE,
             Behind=(
-                "More than {limit} small files; queries get slower with their number. Send rows in larger batches."
+                "More than {limit} files of a table wait for a merge; queries get slower with their number. See that a "
+                "Compactor looks after the Tenant and that its runs end well, or send rows in larger batches."
             ),
         ),
         **_cases(
@@ -365,36 +373,97 @@ CONDITIONS: Final[Mapping[str, Mapping[str, Case]]] = {
 }
 
 
-_NOT_YET: Final = "This version runs no maintenance Jobs."
+_NO_DEBT_KNOWN: Final = (
+    "No Tenant of it reports: no ingest pod and no Job has said yet how much there is to do, or the "
+    "catalog does not answer."
+)
 
 COMPACTOR_MEANINGS: Final[Mapping[str, str]] = {
-    "Ready": "The spec holds and is acted on.",
-    "CaughtUp": "No Tenant's debt is above the trigger.",
-    "LastRunSucceeded": "The last maintenance Job ended well.",
+    "Ready": "The spec holds, and runs are started as it says.",
+    "CaughtUp": "No Tenant has more debt than the trigger allows, and no run is due or under way.",
+    "LastRunSucceeded": "Of no Tenant the last run failed.",
     "Suspended": "The spec asks for no Jobs.",
-    "Conflict": "Another Compactor asks for the same Tenant.",
+    "Conflict": "An older Compactor looks after a Tenant that this one asks for as well.",
     "Stalled": "Nothing goes on before a person acts. There only while it is True.",
 }
 COMPACTOR_CONDITIONS: Final[Mapping[str, Mapping[str, Case]]] = {
     "Ready": {
         **_cases(
+            TRUE,
+            Active="Runs are started as the spec says.",
+            SomeSkipped="Runs are started as the spec says, but not for these Tenants: {skipped}.",
+        ),
+        **_cases(
             FALSE,
             Invalid="{problem}",
-            NotSupportedYet=(
-                "The spec is valid, but this version of duckmesh runs no maintenance Jobs: nothing is merged, expired or "
-                "checked by this Compactor. Keep it for a later version, or delete it."
+            Suspended="spec.suspend is true: no run is started, running ones finish. Set it to false to resume.",
+            NoTenants=(
+                "The spec names no Tenant of this namespace. Correct tenantRef or tenantSelector, or the labels of the Tenants."
+            ),
+            Conflict=(
+                "Older Compactors look after all its Tenants: {conflicts}. Delete one, or let them name different Tenants."
+            ),
+            AllSkipped="None of its Tenants can have a run: {skipped}.",
+            AccessDenied=(
+                "The API server refuses the operator's rights: {problem} The platform team should compare the operator's roles "
+                "with the chart's."
+            ),
+            Refused=(
+                "The API server refuses a Job: {problem} It is tried again. Where it names a quota, raise it or lower "
+                "spec.resources; else ask the platform team."
             ),
         ),
         **_cases(UNKNOWN, Pending=_PENDING),
     },
-    "CaughtUp": _cases(UNKNOWN, NotSupportedYet=_NOT_YET, Pending=_PENDING),
-    "LastRunSucceeded": _cases(UNKNOWN, NotSupportedYet=_NOT_YET, Pending=_PENDING),
+    "CaughtUp": {
+        **_cases(
+            TRUE, CaughtUp="No Tenant has more debt than the trigger allows, and no run is due."
+        ),
+        **_cases(
+            FALSE,
+            Behind="There is work to do in: {tenants}.",
+        ),
+        **_cases(
+            UNKNOWN,
+            NotReported=_NO_DEBT_KNOWN,
+            NoTenants="It looks after no Tenant.",
+            Pending=_PENDING,
+        ),
+    },
+    "LastRunSucceeded": {
+        **_cases(
+            TRUE,
+            Succeeded="The last run of each Tenant that had one ended well.",
+            Partial=(
+                "The last run ended well and before its end, at target.maxBytesPerRun or when it was told to stop; the next "
+                "one goes on from there."
+            ),
+        ),
+        **_cases(
+            FALSE,
+            Failed=(
+                "The last run of these Tenants failed: {tenants}. {problem}. It is tried again by itself, an hour apart at "
+                "most. See StorageReachable and CatalogReachable of the Tenant and the log of the Job."
+            ),
+        ),
+        **_cases(UNKNOWN, NoRun="No run has ended yet.", Pending=_PENDING),
+    },
     "Suspended": {
-        **_cases(TRUE, Suspended="spec.suspend is true."),
+        **_cases(TRUE, Suspended="spec.suspend is true: no run is started, running ones finish."),
         **_cases(FALSE, Active="spec.suspend is false."),
         **_cases(UNKNOWN, Pending=_PENDING),
     },
-    "Conflict": _cases(UNKNOWN, NotSupportedYet=_NOT_YET, Pending=_PENDING),
+    "Conflict": {
+        **_cases(
+            TRUE,
+            OlderCompactor=(
+                "Older Compactors look after Tenants that this one names too: {conflicts}. Delete one, or let them name "
+                "different Tenants."
+            ),
+        ),
+        **_cases(FALSE, NoConflict="No older Compactor names one of its Tenants."),
+        **_cases(UNKNOWN, Pending=_PENDING),
+    },
     "Stalled": _cases(TRUE, Invalid="{problem}"),
 }
 

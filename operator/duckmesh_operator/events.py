@@ -37,6 +37,9 @@ REASONS: Final[Mapping[str, bool]] = {
     "DriftRepaired": True,
     "DataHandedOver": False,
     "DataKept": True,
+    "RunStarted": False,
+    "RunSucceeded": False,
+    "RunFailed": True,
 }
 #: What each tells; its message is that of the condition it is about.
 MEANINGS: Final[Mapping[str, str]] = {
@@ -57,8 +60,11 @@ MEANINGS: Final[Mapping[str, str]] = {
     "DriftRepaired": "Someone changed an object of the Tenant; it is as it should be again. The message names it.",
     "DataHandedOver": "The Tenant took over the data of an earlier one of its name, as the platform team said.",
     "DataKept": "A deletion could not remove the data in time: the Tenant goes, what is left of its data is kept.",
+    "RunStarted": "A Compactor started a Job for a Tenant. The message names both.",
+    "RunSucceeded": "A Job of a Compactor ended well. The message names the Tenant and says what was done.",
+    "RunFailed": "A Job of a Compactor failed; it is tried again. The message names the Tenant and says why.",
 }
-#: The same reason for the same object at most once in this time.
+#: The same reason for the same object, of a run of the same run, at most once in this time.
 QUIET_S: Final = 300.0
 _TOLD_LIMIT: Final = 10_000
 
@@ -88,10 +94,17 @@ _TRANSITIONS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """What an Event says."""
+    """What an Event says.
+
+    Attributes:
+        reason: One of `REASONS`.
+        message: For people.
+        about: What of the object it is about, where there is more than one.
+    """
 
     reason: str
     message: str
+    about: str = ""
 
 
 class Creator(Protocol):
@@ -141,7 +154,7 @@ class Recorder:
         self._instance = instance
         self._clock = clock
         self._now = now
-        self._told: dict[tuple[str, str], float] = {}
+        self._told: dict[tuple[str, str, str], float] = {}
 
     async def record(self, kind: Kind, meta: Meta, note: Note) -> bool:
         """Post one Event; returns whether it was posted.
@@ -150,7 +163,7 @@ class Recorder:
             KeyError: The reason is not in `REASONS`: our own bug.
         """
         warning = REASONS[note.reason]
-        at, moment = self._clock(), (meta.uid, note.reason)
+        at, moment = self._clock(), (meta.uid, note.reason, note.about)
         if at - self._told.get(moment, -QUIET_S) < QUIET_S:
             return False
         if len(self._told) >= _TOLD_LIMIT:

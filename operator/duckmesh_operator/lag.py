@@ -6,7 +6,7 @@ reads. It is a cache: after a restart the next sweep fills it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -37,6 +37,8 @@ HEADLESS_AFTER: Final = timedelta(seconds=20)
 UNREADABLE_AFTER: Final = timedelta(seconds=20)
 #: The committer says each 20 s how the store is.
 STORE_REPORT_HOLDS: Final = timedelta(seconds=60)
+#: Files of one table that wait, past which queries suffer: so many times what starts a merge. A guess.
+_FILES_FACTOR: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,15 @@ class LagReport:
             empty when none ever said it.
         store_since: Since when it is so.
         store_at: When that was said last.
+        debt_at: When the five below were found; None when maintenance never said so.
+        debt_files: Live files that maintenance would save.
+        debt_bytes: Bytes it would rewrite for that.
+        most_files: Live files of the table with most.
+        deleted_ratio: Deleted rows of the rows in a table's files, of the worst table.
+        merged_at: When a step of compaction ended well last.
+        run: The last run of a Job: id, startedAt, finishedAt, result, filesIn, filesOut, bytesRewritten, error.
+        integrity: The last check of the files: checkedAt, mode, state, files, missing, damaged, message.
+        orphans: The last look for files that no snapshot has: checkedAt, files, bytes, deleted.
     """
 
     lake: str
@@ -93,6 +104,30 @@ class LagReport:
     store_state: str = ""
     store_since: datetime | None = None
     store_at: datetime | None = None
+    debt_at: datetime | None = None
+    debt_files: int | None = None
+    debt_bytes: int | None = None
+    most_files: int | None = None
+    deleted_ratio: float | None = None
+    merged_at: datetime | None = None
+    run: Mapping[str, object] | None = None
+    integrity: Mapping[str, object] | None = None
+    orphans: Mapping[str, object] | None = None
+
+    @property
+    def small_of_a_table(self) -> int | None:
+        """Files of one table that wait for a merge: no more than wait in all, or than the table with most has."""
+        if self.debt_at is None or self.debt_files is None:
+            return None
+        return min(self.debt_files, self.debt_files if self.most_files is None else self.most_files)
+
+    @property
+    def damage(self) -> str:
+        """What the last check of the files found missing or wrong; empty when nothing, or nobody checked."""
+        found = self.integrity or {}
+        if found.get("state") != "Damaged":
+            return ""
+        return str(found.get("message") or "") or "the check does not say which files"
 
     @property
     def lag_s(self) -> float:
@@ -104,11 +139,12 @@ class LagReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What a Tenant asks of its lag; milliseconds."""
+    """What a Tenant asks of its lag, in milliseconds, and the files of a table that may wait for a merge."""
 
     target_ms: int = 5_000
     sustained_ms: int = 30_000
     max_age_ms: int = 600_000
+    small_files: int = 160
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +155,8 @@ class LagTrack:
         report: The last look.
         bucket: What the LAG column shows.
         lag_class: `ok`, `warn`, `breach` or `unknown`.
-        snapshot_state: `Healthy`, `Stale` or `Missing`; empty when the lake could not be read.
+        snapshot_state: `Healthy`, `Stale`, `Missing` or `Corrupt`; empty when the lake could not be read.
+        behind: More files of a table wait for a merge than may; None when nobody said how many.
         headless: No committer for longer than a hand-over takes.
         recent: When each look of the last `DOWN_AFTER` was, and its bucket.
         above_since: Since when the lag is above the target.
@@ -132,6 +169,7 @@ class LagTrack:
     bucket: str = "0s"
     lag_class: str = "unknown"
     snapshot_state: str = ""
+    behind: bool | None = None
     headless: bool = False
     recent: tuple[tuple[datetime, str], ...] = ()
     above_since: datetime | None = None
@@ -159,7 +197,7 @@ class LagTrack:
             *(self.bucket, self.lag_class, self.snapshot_state),
             *(self.headless, self.committer, bool(self.report.error)),
             *(self.report.tables_digest, self.report.tables_ready, self.report.tables_problem),
-            *(bool(self.report.dead_letters), self.unreadable),
+            *(bool(self.report.dead_letters), self.unreadable, self.behind, self.report.damage),
             *(self.store_state, self.report.store_since if self.store_state else None),
         )
 
@@ -168,6 +206,11 @@ class LagTrack:
         """What is refreshed now and then while it changes."""
         report = self.report
         return (report.snapshot_id, report.token, report.pending_rows, report.dead_letters)
+
+
+def files_limit(small_files: int) -> int:
+    """Files of a table that may wait for a merge, where so many start one."""
+    return small_files * _FILES_FACTOR
 
 
 def bucket_of(lag_s: float) -> str:
@@ -185,6 +228,7 @@ def step(track: LagTrack | None, report: LagReport, objective: Objective) -> Lag
             report=report,
             lag_class="unknown",
             snapshot_state="",
+            behind=None,
             unreadable_since=since,
             unreadable=report.now - since >= UNREADABLE_AFTER,
         )
@@ -199,6 +243,7 @@ def step(track: LagTrack | None, report: LagReport, objective: Objective) -> Lag
         above_since=above_since,
         lag_class=_lag_class(above_since, report, objective),
         snapshot_state=_snapshot_state(report, objective),
+        behind=_is_behind(report, objective),
         headless_since=headless_since,
         headless=headless_since is not None and report.now - headless_since >= HEADLESS_AFTER,
     )
@@ -223,8 +268,15 @@ def _lag_class(above_since: datetime | None, report: LagReport, objective: Objec
 def _snapshot_state(report: LagReport, objective: Objective) -> str:
     if report.snapshot_id is None or report.snapshot_at is None:
         return "Missing"
+    if report.damage:
+        return "Corrupt"
     old = report.now - report.snapshot_at > timedelta(milliseconds=objective.max_age_ms)
     return "Stale" if old and report.pending_rows else "Healthy"
+
+
+def _is_behind(report: LagReport, objective: Objective) -> bool | None:
+    waiting = report.small_of_a_table
+    return None if waiting is None else waiting > objective.small_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

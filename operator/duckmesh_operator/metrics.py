@@ -18,7 +18,7 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 LABELS: Final[Mapping[str, str]] = {
     "kind": "kind of a resource or child",
-    "result": "`ok`, a class of the operator's failures, or `Crashed`",
+    "result": "`ok`, a class of the operator's failures, or `Crashed`; of a run `Succeeded`, `Partial` or `Failed`",
     "verb": "HTTP method",
     "code": "HTTP status, or `none` without an answer",
     "action": "what was done to it",
@@ -27,6 +27,7 @@ LABELS: Final[Mapping[str, str]] = {
     "tenant": "`namespace/name` of a Tenant",
     "condition": "type of a condition in its status",
     "reason": "why it is so",
+    "compactor": "`namespace/name` of a Compactor",
 }
 """What each label may say: bounded by what is installed and configured."""
 
@@ -47,6 +48,9 @@ _lease = Gauge("duckmesh_operator_lease_held", "1 while this process is the lead
 _status_writes = Counter("duckmesh_operator_status_writes_total", "Statuses written.", ["kind"])
 _child_writes = Counter(
     "duckmesh_operator_child_writes_total", "Children written.", ["kind", "action"]
+)
+_runs = Counter(
+    "duckmesh_operator_compactor_runs_total", "Runs of Compactors that ended.", ["result"]
 )
 _sweep_failures = Counter(
     "duckmesh_operator_sweep_failures_total", "Sweeps that got no answer.", ["catalog"]
@@ -85,6 +89,11 @@ def status_written(kind: str) -> None:
 def child_written(kind: str, action: str) -> None:
     """Count one written child."""
     _child_writes.labels(kind, action).inc()
+
+
+def run_ended(result: str) -> None:
+    """Count one run of a Compactor; `result` is `Succeeded`, `Partial` or `Failed`."""
+    _runs.labels(result).inc()
 
 
 def swept(catalog: str, seconds: float, *, ok: bool) -> None:
@@ -189,3 +198,39 @@ class TenantCollector(Collector):
             for condition, reason in sorted(troubles):
                 conditions.add_metric([tenant, condition, reason], 1)
         yield from (phases, lags, targets, conditions)
+
+
+class CompactorCollector(Collector):
+    """Work that waits in each Tenant, and the troubles of Compactors, at scrape time.
+
+    Args:
+        debts: Files to merge or rewrite by Tenant.
+        troubles: Condition and reason of what asks for a person, by Compactor.
+    """
+
+    def __init__(
+        self,
+        debts: Callable[[], Mapping[str, int]],
+        troubles: Callable[[], Mapping[str, Collection[tuple[str, str]]]],
+    ) -> None:
+        self._debts = debts
+        self._troubles = troubles
+
+    def collect(self) -> Iterable[Metric]:
+        """Both gauges."""
+        debts = GaugeMetricFamily(
+            "duckmesh_operator_tenant_debt_files",
+            "Files that maintenance would merge or rewrite.",
+            labels=["tenant"],
+        )
+        for tenant, files in self._debts().items():
+            debts.add_metric([tenant], files)
+        conditions = GaugeMetricFamily(
+            "duckmesh_operator_compactor_condition",
+            "1 for each condition of a Compactor that is not as it should be.",
+            labels=["compactor", "condition", "reason"],
+        )
+        for compactor, troubles in self._troubles().items():
+            for condition, reason in sorted(troubles):
+                conditions.add_metric([compactor, condition, reason], 1)
+        yield from (debts, conditions)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from duckmesh_operator.cron import Schedule, parse
 from duckmesh_operator.errors import Invalid
 from duckmesh_operator.manifest import Json, Manifest, dig, list_at, number_at, object_at, text_at
 from duckmesh_operator.names import lake_name
@@ -125,7 +126,13 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compactor:
-    """A Compactor as it should be; see crds/compactor.yaml. Sizes in bytes, durations in milliseconds."""
+    """A Compactor as it should be; see crds/compactor.yaml. Sizes in bytes, durations in milliseconds.
+
+    Attributes:
+        trigger_small_files: None, as the other two, without a trigger.
+        schedule: When to run; None means by trigger only.
+        integrity: When to check all files; None means never.
+    """
 
     meta: Meta
     tenant: str = ""
@@ -134,8 +141,7 @@ class Compactor:
     trigger_small_files: int | None = None
     trigger_deleted_ratio: float | None = None
     trigger_max_interval_ms: int | None = None
-    schedule: str = ""
-    time_zone: str = "Etc/UTC"
+    schedule: Schedule | None = None
     target_file_bytes: int = 128 * 2**20
     target_tier_bytes: tuple[int, ...] = (2**20, 16 * 2**20)
     target_run_bytes: int = 4 * 2**30
@@ -143,7 +149,7 @@ class Compactor:
     expire_keep_last: int | None = None
     orphan_mode: str = "Report"
     orphan_older_than_ms: int = 72 * 3_600_000
-    integrity_schedule: str = ""
+    integrity: Schedule | None = None
     concurrency: int = 1
     resources: Resources = Resources()
     suspend: bool = False
@@ -226,8 +232,7 @@ def parse_compactor(obj: Json) -> Compactor:
         trigger_max_interval_ms=read.duration("trigger.maxInterval", 86_400_000, 60_000)
         if trigger
         else None,
-        schedule=read.text("schedule", ""),
-        time_zone=read.text("timeZone", "Etc/UTC"),
+        schedule=read.schedule("schedule"),
         target_file_bytes=read.size("target.fileSize", 128 * 2**20),
         target_tier_bytes=read.sizes("target.tiers", (2**20, 16 * 2**20)),
         target_run_bytes=read.size("target.maxBytesPerRun", 4 * 2**30),
@@ -235,7 +240,7 @@ def parse_compactor(obj: Json) -> Compactor:
         expire_keep_last=read.number("expireSnapshots.keepLast", 0, 1) or None,
         orphan_mode=read.choice("orphanFiles.mode", ("Report", "Delete")),
         orphan_older_than_ms=read.duration("orphanFiles.olderThan", 259_200_000, 86_400_000),
-        integrity_schedule=read.text("integrity.schedule", ""),
+        integrity=read.schedule("integrity.schedule"),
         concurrency=read.number("concurrency", 1, 1),
         resources=_resources(read, "resources"),
         suspend=read.flag("suspend", False),
@@ -243,6 +248,8 @@ def parse_compactor(obj: Json) -> Compactor:
     )
     if ("tenantRef" in spec) == ("tenantSelector" in spec):
         read.bad.append("spec needs exactly one of tenantRef and tenantSelector")
+    if not trigger and compactor.schedule is None and not read.bad:
+        read.bad.append("spec needs trigger, schedule or both")
     read.check()
     return compactor
 
@@ -342,6 +349,10 @@ class _Reader:
         except ValueError as error:
             self.bad.append(f"spec.{path}: {error}")
             return default
+
+    def schedule(self, path: str) -> Schedule | None:
+        zone = self.text("timeZone", "Etc/UTC")
+        return self._take(path, None, lambda value: parse(str(value), zone))
 
     def cpu(self, path: str) -> int | None:
         return self._take(path, 0, lambda value: _at_least(1, parse_cpu(value))) or None

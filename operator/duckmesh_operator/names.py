@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,9 @@ MANAGED_BY: Final = "duckmesh-operator"
 #: Newest migration in the runtime's sql/catalog; a lake below it gets a migrate Job. tests/contract compares the two.
 MIGRATION: Final = 10
 
+#: The component of a Compactor's Jobs.
+COMPACT: Final = "compact"
+
 API_PORT: Final = 8080
 METRICS_PORT: Final = 9090
 
@@ -30,7 +34,12 @@ LABEL_TENANT_UID: Final = "duckmesh.io/tenant-uid"
 LABEL_TENANT_NAMESPACE: Final = (
     "duckmesh.io/tenant-namespace"  # on Jobs: they lie in the operator's namespace
 )
+LABEL_COMPACTOR: Final = "duckmesh.io/compactor"
 ANNOTATION_DIGEST: Final = "duckmesh.io/applied-digest"
+#: What a Job of a Compactor has to remember: its number in a row of failures, the spec it was made by, what it checks.
+ANNOTATION_ATTEMPT: Final = "duckmesh.io/attempt"
+ANNOTATION_GENERATION: Final = "duckmesh.io/compactor-generation"
+ANNOTATION_INTEGRITY: Final = "duckmesh.io/integrity"
 #: On Tenants with deletionPolicy Delete and on no other object: their data goes before they do.
 FINALIZER: Final = "duckmesh.io/data"
 
@@ -117,6 +126,12 @@ def migrate_job(lake: str, migration: int = MIGRATION) -> str:
 def purge_job(uid: str) -> str:
     """Name of the Job that removes a Tenant's lake."""
     return f"duckmesh-purge-{lake_name(uid).removeprefix('lake_')}"
+
+
+def compact_job(compactor: str, uid: str, tenant_uid: str, after: str) -> str:
+    """Name of a Compactor's Job for a Tenant that follows a run; below 63 characters with a pod's suffix."""
+    packed = hashlib.sha256(f"{uid}/{tenant_uid}/{after}".encode()).hexdigest()
+    return f"{compactor}-{packed[:12]}"
 
 
 def adoption(namespace: str, tenant: str) -> str:

@@ -7,11 +7,12 @@ after `lag.REFRESH`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from duckmesh_operator.compaction import Need, Run, bounded
 from duckmesh_operator.conditions import (
     FALSE,
     PROBLEMS,
@@ -20,14 +21,14 @@ from duckmesh_operator.conditions import (
     say,
     say_of_compactor,
 )
-from duckmesh_operator.lag import REFRESH, CatalogHealth, LagTrack
+from duckmesh_operator.lag import REFRESH, CatalogHealth, LagTrack, files_limit
 from duckmesh_operator.manifest import Json, Manifest, list_at, number_at, object_at, text_at
 from duckmesh_operator.model import Compactor, Meta, Tenant
 
-#: Small files of a whole lake past which queries suffer: this many times what starts a merge in one table. A guess.
-_SMALL_FILES_FACTOR: Final = 10
 #: Characters of a condition's message; crds/tenant.yaml takes 4,096.
 _LONGEST_MESSAGE: Final = 1_024
+#: Names in a list of a condition's message.
+_NAMED: Final = 5
 #: A status is refreshed a little before the sweep's REFRESH, so that its reminder never comes too early.
 _REFRESH_SLACK: Final = timedelta(seconds=5)
 _MOVING: Final = {
@@ -168,28 +169,182 @@ def build_status(s: Situation, now: datetime) -> Manifest:
     return _calm(status, s)
 
 
-def build_compactor_status(
-    meta: Meta, compactor: Compactor | None, problem: Problem | None, previous: Json, now: datetime
-) -> Manifest:
-    """The status of a Compactor: what is wrong with its spec, and that nothing acts on it yet."""
-    tell = say_of_compactor
-    suspended = compactor is not None and compactor.suspend
-    rest = [
-        tell("CaughtUp", "NotSupportedYet"),
-        tell("LastRunSucceeded", "NotSupportedYet"),
-        tell("Suspended", "Suspended" if suspended else "Active"),
-        tell("Conflict", "NotSupportedYet"),
-    ]
-    if compactor is None or problem is not None:
-        found = problem or Problem(reason="Invalid", message="The spec cannot be read.")
-        both = [tell(kind, found.reason, problem=found.message) for kind in ("Ready", "Stalled")]
-        conditions = [*both, *rest]
-    else:
-        conditions = [tell("Ready", "NotSupportedYet"), *rest]
-    return {
-        "observedGeneration": meta.generation,
-        "conditions": stamp(conditions, previous, meta.generation, now),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything the status of a Compactor is made of.
+
+    Attributes:
+        meta: Whose status.
+        compactor: The parsed spec; None while it cannot be parsed.
+        previous: The status as it is.
+        problem: Why the spec cannot be carried out.
+        needs: What each Tenant that it looks after needs.
+        conflicts: Tenants that it names and an older Compactor looks after, with that one's name.
+        refused: Why the API server takes no Job; empty when it does.
+        run: The run that ended last.
+        next_at: When a schedule starts the next one.
+        refresh: The debt's figures may be written although nothing else has changed.
+    """
+
+    meta: Meta
+    compactor: Compactor | None
+    previous: Json
+    problem: Problem | None = None
+    needs: Sequence[Need] = ()
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
+    run: Run | None = None
+    next_at: datetime | None = None
+    refresh: bool = True
+
+
+def build_compactor_status(p: Policy, now: datetime) -> Manifest:
+    """The status of a Compactor to have; equal to `p.previous` when nothing needs to be written."""
+    status: Manifest = {
+        "observedGeneration": p.meta.generation,
+        "conditions": stamp(_compactor_conditions(p), p.previous, p.meta.generation, now),
+        "tenants": {
+            "matched": len(p.needs),
+            "behind": sum(one.behind for one in p.needs),
+        },
     }
+    if (debt := find_debt(p.needs)) is not None:
+        status["debt"] = debt
+    run = _last_run(p)
+    if run:
+        status["lastRun"] = run
+    if p.next_at is not None:
+        status["nextRunAt"] = rfc3339(p.next_at)
+    rest = {key: value for key, value in p.previous.items() if key != "debt"}
+    if (
+        not p.refresh
+        and "debt" in p.previous
+        and same(status | {"debt": None}, rest | {"debt": None})
+    ):
+        return dict(p.previous)
+    return status
+
+
+def build_denied_status(meta: Meta, why: str, previous: Json, now: datetime) -> Manifest:
+    """The status of a Compactor whose Jobs the operator may not even read: all else as it was."""
+    ready = say_of_compactor("Ready", "AccessDenied", problem=why)
+    (condition,) = stamp([ready], previous, meta.generation, now)
+    others = [one for one in list_at(previous, "conditions") if text_at(one, "type") != "Ready"]
+    return {
+        **previous,
+        "observedGeneration": meta.generation,
+        "conditions": [condition, *others],
+    }
+
+
+def find_debt(needs: Sequence[Need]) -> Manifest | None:
+    """The work that waits in all Tenants whose lakes say so; None while none does."""
+    told = [one.subject.report for one in needs if one.subject.report is not None]
+    told = [one for one in told if one.debt_at is not None]
+    if not told:
+        return None
+    return {
+        "files": bounded(sum(bounded(one.debt_files or 0) for one in told)),
+        "bytes": bounded(sum(bounded(one.debt_bytes or 0) for one in told)),
+    }
+
+
+def _compactor_conditions(p: Policy) -> list[Condition]:
+    tell = say_of_compactor
+    suspended = p.compactor is not None and p.compactor.suspend
+    conditions = [
+        _compactor_ready(p),
+        _caught_up(p),
+        _last_run_succeeded(p),
+        tell("Suspended", "Suspended" if suspended else "Active"),
+        tell(
+            "Conflict",
+            "OlderCompactor" if p.conflicts else "NoConflict",
+            conflicts=_conflicts(p),
+        ),
+    ]
+    if p.compactor is None:
+        conditions.append(tell("Stalled", "Invalid", problem=_invalid(p)))
+    return conditions
+
+
+def _invalid(p: Policy) -> str:
+    return p.problem.message if p.problem is not None else "The spec cannot be read."
+
+
+def _compactor_ready(p: Policy) -> Condition:
+    kind, tell = "Ready", say_of_compactor
+    if p.compactor is None:
+        return tell(kind, "Invalid", problem=_invalid(p))
+    if p.compactor.suspend:
+        return tell(kind, "Suspended")
+    if not p.needs:
+        if p.conflicts:
+            return tell(kind, "Conflict", conflicts=_conflicts(p))
+        return tell(kind, "NoTenants")
+    if p.refused:
+        return tell(kind, "Refused", problem=p.refused)
+    skipped = [one.subject for one in p.needs if one.subject.skipped]
+    told = _listed(f"{one.name} ({one.skipped})" for one in skipped)
+    if len(skipped) == len(p.needs):
+        return tell(kind, "AllSkipped", skipped=told)
+    return tell(kind, "SomeSkipped" if skipped else "Active", skipped=told)
+
+
+def _caught_up(p: Policy) -> Condition:
+    kind, tell = "CaughtUp", say_of_compactor
+    if not p.needs:
+        return tell(kind, "NoTenants")
+    behind = [one.subject.name for one in p.needs if one.behind]
+    if behind:
+        return tell(kind, "Behind", tenants=_listed(behind))
+    return tell(kind, "NotReported" if find_debt(p.needs) is None else "CaughtUp")
+
+
+def _last_run_succeeded(p: Policy) -> Condition:
+    kind, tell = "LastRunSucceeded", say_of_compactor
+    runs = [one.last for one in p.needs if one.last is not None]
+    failed = sorted((one for one in runs if one.result == "Failed"), key=lambda one: one.tenant)
+    if failed:
+        newest = max(failed, key=lambda one: one.finished)
+        return tell(
+            kind,
+            "Failed",
+            tenants=_listed(one.tenant for one in failed),
+            problem=(newest.error or "It gave no reason").rstrip(". "),
+        )
+    result = text_at(_last_run(p), "result")
+    if not result:
+        return tell(kind, "NoRun")
+    return tell(kind, "Partial" if result == "Partial" else "Succeeded")
+
+
+def _last_run(p: Policy) -> Manifest:
+    """The run that ended last, as before where none ended since."""
+    before, run = object_at(p.previous, "lastRun"), p.run
+    if run is None or text_at(before, "finishedAt") > rfc3339(run.finished):
+        return before
+    found: Manifest = {"startedAt": rfc3339(run.started)} if run.started is not None else {}
+    found |= {
+        "finishedAt": rfc3339(run.finished),
+        "result": run.result,
+        "filesIn": run.files_in,
+        "filesOut": run.files_out,
+        "bytesRewritten": run.bytes_rewritten,
+    }
+    return found | ({"error": run.error} if run.error else {})
+
+
+def _conflicts(p: Policy) -> str:
+    return _listed(f"{tenant} (by {other})" for tenant, other in sorted(p.conflicts.items()))
+
+
+def _listed(words: Iterable[str]) -> str:
+    """Some of them by name, the others by number."""
+    found = list(words)
+    shown = found[:_NAMED]
+    rest = len(found) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 def phase(s: Situation) -> str:
@@ -380,18 +535,18 @@ def _fresh(s: Situation) -> Condition:
 
 def _snapshot_healthy(s: Situation) -> Condition:
     state = s.track.snapshot_state if s.track is not None else ""
-    return say("SnapshotHealthy", state or _unknown(s))
+    damage = s.track.report.damage if s.track is not None else ""
+    return say("SnapshotHealthy", state or _unknown(s), damage=damage)
 
 
 def _compaction(s: Situation) -> Condition:
     kind = "CompactionCurrent"
     if s.tenant is not None and not s.tenant.compaction_enabled:
         return say(kind, "Disabled")
-    small = s.track.report.small_files if s.track is not None else None
-    if s.tenant is None or small is None:
+    if s.tenant is None or s.track is None or s.track.behind is None:
         return say(kind, _unknown(s))
-    limit = s.tenant.compaction_small_files * _SMALL_FILES_FACTOR
-    return say(kind, "Current" if small <= limit else "Behind", limit=limit)
+    limit = files_limit(s.tenant.compaction_small_files)
+    return say(kind, "Behind" if s.track.behind else "Current", limit=limit)
 
 
 def _tables(s: Situation) -> Condition:

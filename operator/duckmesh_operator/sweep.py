@@ -43,6 +43,7 @@ class Sweeper:
         catalogs: By name.
         board: Where reports go.
         due: Called with the `namespace/name` of each Tenant whose status is due.
+        swept: Called after each look at a catalog.
         alive: Uids of all Tenants the operator serves.
         namespaces: Namespaces it serves; empty means all. Lakes of others are left alone.
         interval_s: Seconds between two looks.
@@ -59,10 +60,12 @@ class Sweeper:
         namespaces: Collection[str],
         interval_s: float,
         clock: Callable[[], float],
+        swept: Callable[[], None] = lambda: None,
     ) -> None:
         self._catalogs = catalogs
         self._board = board
         self._due = due
+        self._swept = swept
         self._alive = alive
         self._namespaces = namespaces
         self._interval_s = interval_s
@@ -97,6 +100,7 @@ class Sweeper:
         self._tell_unreadable(reports)
         for tenant in self._board.update(catalog.name, reports):
             self._due(tenant)
+        self._swept()
 
     def _tell_unreadable(self, reports: Collection[LagReport]) -> None:
         """Log each lake once when it turns unreadable, not at every look."""
@@ -152,3 +156,4 @@ class Sweeper:
             logger.warning("sweep failed", extra={"catalog": name, "error": str(error)})
         for tenant in self._board.fail(name, health):
             self._due(tenant)
+        self._swept()

@@ -1,4 +1,4 @@
-"""Which conditions of a Tenant ask for a person, so that alerts can follow them. Pure; `reconcile` keeps the answer."""
+"""Which conditions of a resource ask for a person, so that alerts can follow them. Pure; `reconcile` keeps the answer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _WRONG: Final[Mapping[str, str]] = {
     "Fresh": "False",
     "SnapshotHealthy": "False",
     "CompactionCurrent": "False",
+    "LastRunSucceeded": "False",
+    "Conflict": "True",
     "TablesReady": "False",
     "DeadLetters": "True",
     "Stalled": "True",

@@ -147,7 +147,8 @@ def test_status_with_lag_and_snapshot_fits_the_schema() -> None:
 def test_status_of_a_compactor_fits_the_schema() -> None:
     body = parse_compactor(sample("compactor"))
 
-    built = status.build_compactor_status(_meta(), body, None, {}, NOW)
+    policy = status.Policy(meta=_meta(), compactor=body, previous={})
+    built = status.build_compactor_status(policy, NOW)
 
     node = schema("compactor")["properties"]["status"]
     assert problems(node, built, "status") == []

@@ -76,6 +76,7 @@ def test_rights_where_tenants_are_served() -> None:
     used |= all_of("", "secrets", WRITTEN) | all_of("", "events", {"create"})
     used |= {(names.GROUP, f"{plural}/status", "patch") for plural in OWN}
     used |= all_of(names.GROUP, "tenants", {"patch"})
+    used |= all_of("batch", "jobs", {"list", "create", "delete"})
 
     assert rights("tenants") == used
 

@@ -1,11 +1,13 @@
-"""A Compactor does not act yet, and says so instead of looking healthy."""
+"""A Compactor says what it looks after and when it runs."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from tests.e2e.product import Tenant, wait_for
 
 
-def test_a_compactor_says_that_it_does_not_act_yet(tenant: Tenant) -> None:
+def test_a_compactor_without_a_tenant_says_so_and_when_it_would_run(tenant: Tenant) -> None:
     kube = tenant.kube
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": tenant.namespace}})
     kube.apply(
@@ -17,12 +19,12 @@ def test_a_compactor_says_that_it_does_not_act_yet(tenant: Tenant) -> None:
         }
     )
 
-    def ready() -> dict[str, str]:
-        found = kube.json("get", "compactor", "-n", tenant.namespace, "nightly")
-        conditions = {c["type"]: c for c in found["status"]["conditions"]}
-        assert conditions["Ready"]["reason"] == "NotSupportedYet"
-        return dict(conditions["Ready"])
+    def status() -> dict[str, Any]:
+        found = kube.json("get", "compactor", "-n", tenant.namespace, "nightly")["status"]
+        (ready,) = [one for one in found["conditions"] if one["type"] == "Ready"]
+        assert (ready["status"], ready["reason"]) == ("False", "NoTenants")
+        return dict(found)
 
-    condition = wait_for("an honest status", ready, 30)
-    assert condition["status"] == "False"
-    assert "no maintenance" in condition["message"]
+    found = wait_for("the status of a Compactor without a Tenant", status, 30)
+    assert found["tenants"] == {"matched": 0, "behind": 0}
+    assert found["nextRunAt"].endswith("T03:00:00Z")

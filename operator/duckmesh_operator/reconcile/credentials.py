@@ -142,6 +142,6 @@ def _logins_of(tenant: Tenant) -> tuple[tuple[str, Login], ...]:
     ingest, query = tenant.ingest.replicas + 1, tenant.query.replicas + 1
     return (
         ("writer", writer(lake, ingest)),
-        ("maintenance", maintenance(lake, ingest)),
+        ("maintenance", maintenance(lake, ingest + 1)),  # and a Compactor's Job
         ("reader", reader(lake, query)),
     )

@@ -19,8 +19,12 @@ from duckmesh_operator.kube import Api
 from duckmesh_operator.manifest import Json, Manifest, dig, list_at, text_at
 from duckmesh_operator.model import Meta, parse_meta
 from duckmesh_operator.names import (
+    COMPACT,
     DEPLOYMENT,
     FINALIZER,
+    JOB,
+    LABEL_COMPONENT,
+    LABEL_TENANT_UID,
     MIGRATION,
     child,
     lake_name,
@@ -159,7 +163,7 @@ class Deletion:
         return await self._purge(replace(meta, recorded=lake), obj, own)
 
     async def _stop_workers(self, meta: Meta) -> bool:
-        """Delete the Deployments; whether any of them, or of their pods, is still there."""
+        """Delete Deployments and runs of Compactors; whether any of them, or of their pods, is still there."""
         busy = False
         for component in COMPONENTS:
             name = child(meta.name, component)
@@ -173,7 +177,17 @@ class Deletion:
             if dig(live, "metadata", "deletionTimestamp") is None:
                 uid = text_at(live, "metadata", "uid")
                 await self._api.delete(DEPLOYMENT, meta.namespace, name, uid, wait=True)
-        return busy
+        return await self._stop_runs(meta) or busy
+
+    async def _stop_runs(self, meta: Meta) -> bool:
+        """Delete the Jobs of Compactors; whether any of them, or of their pods, is still there."""
+        wanted = {LABEL_TENANT_UID: meta.uid, LABEL_COMPONENT: COMPACT}
+        live = await self._api.list(JOB, meta.namespace, wanted)
+        for job in live:
+            if dig(job, "metadata", "deletionTimestamp") is None:
+                name, uid = text_at(job, "metadata", "name"), text_at(job, "metadata", "uid")
+                await self._api.delete(JOB, meta.namespace, name, uid, wait=True)
+        return bool(live)
 
     async def _stop_migrations(self, meta: Meta, lake: str) -> bool:
         """Stop Jobs of earlier releases as well: one that waits for a node would make the lake anew."""

@@ -27,7 +27,13 @@ from duckmesh_operator.errors import (
 )
 from duckmesh_operator.events import Note, Recorder, notes_of
 from duckmesh_operator.kube import Api
-from duckmesh_operator.lag import CatalogHealth, LagBoard, Objective, catalog_health
+from duckmesh_operator.lag import (
+    CatalogHealth,
+    LagBoard,
+    Objective,
+    catalog_health,
+    files_limit,
+)
 from duckmesh_operator.manifest import Manifest, list_at, object_at, text_at
 from duckmesh_operator.model import Meta, Tenant, parse_meta, parse_tenant
 from duckmesh_operator.names import (
@@ -237,6 +243,7 @@ class TenantReconciler:
                 target_ms=tenant.freshness_target_ms,
                 sustained_ms=tenant.freshness_sustained_ms,
                 max_age_ms=tenant.snapshots_max_age_ms,
+                small_files=files_limit(tenant.compaction_small_files),
             ),
         )
 

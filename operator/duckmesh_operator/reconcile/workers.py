@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from duckmesh_operator.manifest import Manifest, number_at, text_at
-from duckmesh_operator.names import DEPLOYMENT, REVISION, child
+from duckmesh_operator.names import COMPACT, DEPLOYMENT, REVISION, child
 from duckmesh_operator.plan import is_ours
 from duckmesh_operator.specs.context import Context, seal
 from duckmesh_operator.specs.deployment import ANNOTATION_REVISION, build_deployment
@@ -65,6 +65,8 @@ def build_desired(context: Context, live: Sequence[Manifest], *, installed: bool
             build_network_policy(context, component),
             build_service(tenant, component),
         ]
+    # There before any Job of a Compactor is.
+    desired.append(build_network_policy(context, COMPACT))
     workers, kept = _build_workers(context, live, installed=installed)
     desired += workers
     for component, replicas in (

@@ -16,6 +16,10 @@ from duckmesh_operator.settings import Caps, CatalogConfig, Profile, Settings, S
 #: Memory of a sandbox container beside its query processes: the supervisor and page cache. A guess, with room.
 SANDBOX_OVERHEAD: Final = 256 * 2**20
 _INGEST = Resources(cpu_request=100, cpu_limit=2000, memory_request=256 * 2**20, memory_limit=2**30)
+#: A Compactor's Job; its figure is the platform's, within the caps of the ingest container: it does the same work.
+_COMPACT = Resources(
+    cpu_request=100, cpu_limit=2000, memory_request=256 * 2**20, memory_limit=2**30
+)
 _QUERY_FRONT = Resources(
     cpu_request=50, cpu_limit=1000, memory_request=192 * 2**20, memory_limit=2**30
 )
@@ -122,6 +126,19 @@ def build_context(
         ingest=ingest,
         sandbox=sandbox,
     )
+
+
+def fit_compaction(asked: Resources, profile: Profile) -> Resources:
+    """Resources of a Compactor's Job for a Tenant of this profile.
+
+    Raises:
+        Invalid: Lists every size above its cap.
+    """
+    bad: list[str] = []
+    found = fit("spec.resources", asked, _COMPACT, profile.ingest, bad)
+    if bad:
+        raise Invalid(bad)
+    return found
 
 
 def build_bare_context(meta: Meta, obj: Json, settings: Settings) -> Context:

@@ -12,6 +12,7 @@ from typing import Final
 from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.names import (
     API_PORT,
+    COMPACT,
     METRICS_PORT,
     NETWORK_POLICY,
     child,
@@ -25,14 +26,14 @@ _NAMES: Final = (53, 5353)
 
 
 def build_network_policy(context: Context, component: str) -> Manifest:
-    """`<tenant>-<component>`."""
+    """`<tenant>-<component>`; for the pods of `ingest`, `query` or a Compactor's Jobs, which serve nothing."""
     tenant = context.tenant
     name = child(tenant.meta.name, component)
     manifest = build_child(NETWORK_POLICY, tenant, name, component)
     manifest["spec"] = {
         "podSelector": {"matchLabels": _pods(context, component)},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"ports": _ports((API_PORT, METRICS_PORT))}],
+        "ingress": [] if component == COMPACT else [{"ports": _ports((API_PORT, METRICS_PORT))}],
         "egress": [
             {"ports": [*_ports(_NAMES, "UDP"), *_ports(_NAMES)]},
             _place(context.catalog.egress, context.postgres_ports),

@@ -1,4 +1,4 @@
-"""Pod templates of workers, migrate and purge Jobs: restricted Pod Security, probes, drain, no credentials to spare.
+"""Pod templates of workers and Jobs: restricted Pod Security, probes, drain, no credentials to spare.
 
 A template is what rolls pods, so it holds nothing that changes by itself: no digests, no times, no replica counts.
 """
@@ -8,9 +8,16 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from duckmesh_operator.manifest import Manifest
+from duckmesh_operator.manifest import Manifest, object_at
 from duckmesh_operator.model import Resources
-from duckmesh_operator.names import API_PORT, METRICS_PORT, child, labels, pod_selector
+from duckmesh_operator.names import (
+    API_PORT,
+    COMPACT,
+    METRICS_PORT,
+    child,
+    labels,
+    pod_selector,
+)
 from duckmesh_operator.specs.context import Context, build_resources
 from duckmesh_operator.specs.tables import FILE as TABLES_FILE
 from duckmesh_operator.specs.tables import PART as TABLES
@@ -109,6 +116,35 @@ def build_purge_template(context: Context) -> Manifest:
         "items": [{"key": key, "path": key} for key in ("access-key-id", "secret-access-key")],
     }
     return _build_job_template(context, "purge", env, [{"name": "store", "secret": key}])
+
+
+def build_compact_template(context: Context, resources: Resources, run: str) -> Manifest:
+    """Template of a Compactor's Job: the Tenant's own maintenance login and store key, no other.
+
+    Args:
+        context: The Tenant and what its names stand for.
+        resources: Of the container.
+        run: What to do, as JSON.
+    """
+    secrets = ("maintenance", "store")
+    container = _container(
+        context,
+        name=COMPACT,
+        image=context.images.runtime,
+        args=[COMPACT],
+        env=[
+            *_lake_env(context),
+            *_secret_env("MAINTENANCE", "STORE"),
+            _field("DUCKMESH_POD_NAME", "metadata.name"),
+            _env("DUCKMESH_RUN", run),
+        ],
+        resources=resources,
+        mounts=[*_secret_mounts(secrets), _mount("tmp", "/tmp")],  # noqa: S108
+    )
+    volumes = [*_secret_volumes(context, secrets), _scratch("tmp")]
+    template = _template(context, COMPACT, [container], volumes, drain_s=DRAIN_S)
+    template["spec"] = object_at(template, "spec") | {"restartPolicy": "Never"}
+    return template
 
 
 def _build_job_template(

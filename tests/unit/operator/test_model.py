@@ -109,6 +109,13 @@ def test_a_compactor_is_read_with_its_units() -> None:
         ({"tenantRef": {"name": "a"}, "target": {"tiers": ["x"]}}, "spec.target.tiers"),
         ({"tenantRef": {"name": "a"}, "trigger": {"deletedRatio": 2}}, "spec.trigger.deletedRatio"),
         ({"tenantRef": {"name": "a"}, "orphanFiles": {"olderThan": "1h"}}, "olderThan"),
+        ({"tenantRef": {"name": "a"}, "schedule": "0 0 31 2 *"}, "spec.schedule"),
+        ({"tenantRef": {"name": "a"}, "integrity": {"schedule": "x"}}, "spec.integrity.schedule"),
+        (
+            {"tenantRef": {"name": "a"}, "schedule": "@daily", "timeZone": "Mars/Olympus"},
+            "Mars/Olympus is not a time zone",
+        ),
+        ({"tenantRef": {"name": "a"}}, "spec needs trigger, schedule or both"),
     ],
 )
 def test_a_wrong_compactor_is_named(spec: dict[str, Any], named: str) -> None:

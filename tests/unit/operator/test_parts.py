@@ -20,10 +20,8 @@ from duckmesh_operator.events import MEANINGS, QUIET_S, REASONS, Note, Recorder,
 from duckmesh_operator.health import Health, watch_loop
 from duckmesh_operator.lag import LagBoard, Objective
 from duckmesh_operator.model import Meta, parse_meta
-from duckmesh_operator.names import COMPACTOR, TENANT
+from duckmesh_operator.names import TENANT
 from duckmesh_operator.prefixes import Prefixes
-from duckmesh_operator.queue import Key
-from duckmesh_operator.reconcile.compactor import CompactorReconciler
 from duckmesh_operator.settings import StoreConfig
 from duckmesh_operator.sweep import Sweeper
 from tests.fakes.catalog import FakeCatalog
@@ -440,53 +438,3 @@ async def test_the_loops_lag_is_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-
-
-# -------------------------------------------------------------------- Compactor
-
-
-def compactor(spec: dict[str, Any]) -> dict[str, Any]:
-    made = tenant_object(spec, name="night")
-    return made | {"kind": "Compactor"}
-
-
-async def test_a_compactors_status_is_honest_and_written_once() -> None:
-    api = FakeApi()
-    api.add(compactor({"tenantRef": {"name": "acme"}, "trigger": {}}))
-    reconciler = CompactorReconciler(api=api, now=lambda: NOW)
-    key = Key("Compactor", "team", "night")
-
-    assert await reconciler.reconcile(key) is None
-    await reconciler.reconcile(key)
-
-    assert api.writes == ["apply status Compactor/night"]
-    status = api.objects["Compactor", "team", "night"]["status"]
-    ready = status["conditions"][0]
-    assert (ready["type"], ready["status"], ready["reason"]) == (
-        "Ready",
-        "False",
-        "NotSupportedYet",
-    )
-    assert status["observedGeneration"] == 1
-
-
-async def test_a_bad_compactor_is_named() -> None:
-    api = FakeApi()
-    api.add(compactor({"trigger": {}}))
-
-    await CompactorReconciler(api=api, now=lambda: NOW).reconcile(Key("Compactor", "team", "night"))
-
-    ready = api.objects["Compactor", "team", "night"]["status"]["conditions"][0]
-    assert "tenantRef" in ready["message"]
-
-
-async def test_a_compactor_that_is_gone_or_going_is_left_alone() -> None:
-    api = FakeApi()
-    reconciler = CompactorReconciler(api=api, now=lambda: NOW)
-    key = Key("Compactor", "team", "night")
-    await reconciler.reconcile(key)
-    api.add(compactor({}))
-    api.objects[COMPACTOR.kind, "team", "night"]["metadata"]["deletionTimestamp"] = "x"
-    await reconciler.reconcile(key)
-
-    assert api.writes == []

@@ -15,12 +15,11 @@ from duckmesh_operator.conditions import (
     say,
 )
 from duckmesh_operator.lag import CatalogHealth, LagTrack, Objective, step
-from duckmesh_operator.model import Compactor, parse_meta
+from duckmesh_operator.model import parse_meta
 from duckmesh_operator.status import (
     Problem,
     Situation,
     Worker,
-    build_compactor_status,
     build_status,
     same,
 )
@@ -69,6 +68,14 @@ def situation(spec: dict[str, Any] | None = None, **more: Any) -> Situation:
         "selector": "a=b",
     }
     return Situation(**(defaults | more))
+
+
+DAMAGE = {"state": "Damaged", "message": "1 file of trips (3,000 rows) is missing"}
+
+
+def debt(files: int, **more: Any) -> dict[str, Any]:
+    """What maintenance says of the files that wait, in a lake that has no table with fewer."""
+    return {"debt_at": report(0).now, "debt_files": files, "most_files": files} | more
 
 
 def conditions(s: Situation) -> dict[str, tuple[str, str]]:
@@ -209,16 +216,34 @@ def test_a_healthy_tenant_has_a_whole_status() -> None:
             id="missing",
         ),
         pytest.param(
-            {"track": track(report(0, small_files=161))},
+            {"track": track(report(0, **debt(161)))},
             "Ready",
             {"CompactionCurrent": ("False", "Behind")},
             id="many-small-files",
         ),
         pytest.param(
-            {"track": track(report(0, small_files=160))},
+            {"track": track(report(0, **debt(160)))},
             "Ready",
             {"CompactionCurrent": ("True", "Current")},
             id="few-small-files",
+        ),
+        pytest.param(
+            {"track": track(report(0, **debt(500, most_files=160)))},
+            "Ready",
+            {"CompactionCurrent": ("True", "Current")},
+            id="small-files-of-many-tables",
+        ),
+        pytest.param(
+            {"track": track(report(0, small_files=999))},
+            "Ready",
+            {"CompactionCurrent": ("Unknown", "NotReported")},
+            id="nobody-counted",
+        ),
+        pytest.param(
+            {"track": track(report(9_999, 2, integrity=DAMAGE))},
+            "Ready",
+            {"SnapshotHealthy": ("False", "Corrupt")},
+            id="damaged-and-stale",
         ),
         pytest.param(
             {"track": track(report(0, committer_alive=False), report(60, committer_alive=False))},
@@ -488,16 +513,12 @@ def test_the_current_version_follows_the_rollout() -> None:
     assert after["version"] == {"current": "0.2.0", "target": "0.2.0"}
 
 
-def test_a_compactor_says_that_nothing_acts_on_it() -> None:
-    meta = parse_meta(tenant_object(generation=2))
-    bad = Problem(reason="Invalid", message="spec.schedule: no.")
+def test_damage_is_shown_with_the_tables_it_takes() -> None:
+    status: Any = build_status(situation(track=track(report(0, integrity=DAMAGE))), NOW)
 
-    status: Any = build_compactor_status(meta, None, bad, {}, NOW)
-
-    found = {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
-    assert found["Ready"] == ("False", "Invalid")
-    assert found["Stalled"] == ("True", "Invalid")
-    assert status["observedGeneration"] == 2
+    (found,) = [one for one in status["conditions"] if one["type"] == "SnapshotHealthy"]
+    assert "1 file of trips (3,000 rows) is missing" in found["message"]
+    assert status["snapshot"]["state"] == "Corrupt"
 
 
 # -------------------------------------------------------------------- the object store
@@ -625,7 +646,8 @@ EVERYTHING = [
     situation(track=track(report(0, 60))),
     situation(track=track(report(9_999, 2))),
     situation(track=track(report(0, snapshot_id=None))),
-    *(situation(track=track(report(0, small_files=n, dead_letters=n))) for n in (0, 999)),
+    *(situation(track=track(report(0, dead_letters=n, **debt(n)))) for n in (0, 999)),
+    situation(track=track(report(0, integrity=DAMAGE))),
     situation({"compaction": {"enabled": False}}),
     situation({"suspend": True, **TABLES}),
     situation({"paused": True, **TABLES}),
@@ -681,15 +703,3 @@ def test_what_is_not_in_the_catalogue_cannot_be_said() -> None:
         say("Ready", "Sunny")
     with pytest.raises(ValueError, match=r"Sunny is not in conditions\.PROBLEMS"):
         problem("Sunny")
-
-
-def test_each_reason_of_a_compactor_is_said_and_no_other() -> None:
-    meta = parse_meta(tenant_object())
-    good = [Compactor(meta=meta, suspend=one) for one in (True, False)]
-    built: list[Any] = [build_compactor_status(meta, one, None, {}, NOW) for one in good]
-    built.append(build_compactor_status(meta, None, problem("Invalid"), {}, NOW))
-
-    said = {(one["type"], one["reason"]) for status in built for one in status["conditions"]}
-    listed = {(kind, reason) for kind, cases in COMPACTOR_CONDITIONS.items() for reason in cases}
-
-    assert said | seeds("compactor") == listed
