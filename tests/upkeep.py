@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -9,8 +10,9 @@ from datetime import timedelta
 import asyncpg
 
 from duckmesh_runtime.adapters.maintenance import DuckLakeMaintenance, open_maintenance
+from duckmesh_runtime.services.compaction import Compaction
 from duckmesh_runtime.services.expiry import Expiry
-from duckmesh_runtime.settings import SnapshotSettings
+from duckmesh_runtime.settings import CompactionSettings, SnapshotSettings
 from tests.lakes import LakeView
 from tests.services import Lake
 
@@ -32,6 +34,26 @@ def expiry_of(
         keep=keep or SnapshotSettings(keep_last=1),
         files_stay_s=files_stay_s,
         interval_s=interval_s,
+    )
+
+
+def compaction_of(
+    lake: Lake,
+    *,
+    small_files: int = 4,
+    enabled: bool = True,
+    holder: str = "one",
+    interval_s: float = 0.01,
+    active: Callable[[], bool] = lambda: True,
+    turn: asyncio.Lock | None = None,
+) -> Compaction:
+    return Compaction(
+        lambda: maintenance_of(lake, holder),
+        active=active,
+        settings=CompactionSettings(enabled=enabled, small_files=small_files),
+        turn=turn or asyncio.Lock(),
+        busy_s=interval_s,
+        idle_s=interval_s,
     )
 
 

@@ -23,6 +23,7 @@ LABELS: Final[Mapping[str, str]] = {
     "outcome": "`accepted`, `duplicate` or `rejected`",
     "reason": "`fenced`, `reread` or `rejected`, or an [error code](errors.md)",
     "action": "`replayed` or `dropped`",
+    "result": "`done` or `undone`",
     "of": "`record` or `request`",
 }
 """What each label may say: a closed set each."""
@@ -104,6 +105,22 @@ _maintenance_failures = Counter(
 _maintenance_at = Gauge(
     "duckmesh_maintenance_last_success_timestamp_seconds",
     "When a round of maintenance last ended well, Unix time; 0: none yet in this process.",
+)
+_compaction_runs = Counter(
+    "duckmesh_compaction_runs_total",
+    "Slices of compaction: merges and rewrites, one transaction each.",
+    ["result"],
+)
+_compaction_bytes = Counter(
+    "duckmesh_compaction_bytes_rewritten_total", "Bytes of the files that compaction has read."
+)
+_compaction_seconds = Histogram(
+    "duckmesh_compaction_slice_seconds",
+    "One slice of compaction that landed.",
+    buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 120),
+)
+_compaction_debt = Gauge(
+    "duckmesh_compaction_debt_files", "Files that compaction would save, when last looked at."
 )
 _committer = Gauge("duckmesh_committer_active", "1 while this process holds the commit lease.")
 
@@ -223,6 +240,23 @@ def snapshots_expired(snapshots: int) -> None:
 def files_removed(files: int) -> None:
     """Count files removed from the store."""
     _gc_files_deleted.inc(files)
+
+
+def compacted(*, size: int, seconds: float) -> None:
+    """Count a slice of compaction that landed."""
+    _compaction_runs.labels("done").inc()
+    _compaction_bytes.inc(size)
+    _compaction_seconds.observe(seconds)
+
+
+def compaction_undone() -> None:
+    """Count a slice that came to nothing, since rows in its files were deleted meanwhile."""
+    _compaction_runs.labels("undone").inc()
+
+
+def compaction_debt(files: int) -> None:
+    """Show how many files compaction would save."""
+    _compaction_debt.set(files)
 
 
 def maintained(seconds: float | None) -> None:

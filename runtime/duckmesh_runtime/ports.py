@@ -16,6 +16,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from duckmesh_runtime.domain.changes import Change
+from duckmesh_runtime.domain.compaction import Bounds, Debt, LakeFiles, Slice
 from duckmesh_runtime.domain.moments import Moment
 from duckmesh_runtime.domain.schema import TableDef
 from duckmesh_runtime.domain.snapshots import SnapshotFiles, SnapshotInfo, TableSize
@@ -800,6 +801,19 @@ class Upkeep:
     old_files: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compacted:
+    """What one slice of compaction did.
+
+    Attributes:
+        files_in: Files that were read; 0 when there was nothing to do, or it has to be done again later.
+        files_out: Files that took their place.
+    """
+
+    files_in: int = 0
+    files_out: int = 0
+
+
 class LakeMaintenance(Protocol):
     """Upkeep of one lake. What changes it is for the holder of the maintenance lease, and refused to all others."""
 
@@ -826,6 +840,32 @@ class LakeMaintenance(Protocol):
         Returns:
             How many there were.
         """
+        ...
+
+    async def live_files(self, bounds: Bounds) -> LakeFiles:
+        """The live files, as far as compaction within these bounds needs to know."""
+        ...
+
+    async def compact(self, piece: Slice) -> Compacted:
+        """Do one slice of compaction, all of it or nothing; the lease is kept meanwhile. No query and no commit waits.
+
+        Rows that are deleted in its files meanwhile win: the slice comes to nothing and may be tried again.
+
+        Raises:
+            Unavailable: It was not done, or it is not known whether it was: a later look tells.
+        """
+        ...
+
+    async def report_debt(self, debt: Debt) -> None:
+        """Say in the catalog what there is to compact."""
+        ...
+
+    async def report_merged(self) -> None:
+        """Say in the catalog that compaction came forward."""
+        ...
+
+    async def report_run(self, run: Mapping[str, object]) -> None:
+        """Say in the catalog how a run ended: `sql/catalog/0009_maintenance.sql` gives the fields."""
         ...
 
     async def remove_files(self, *, stay_s: float, limit: int) -> int:

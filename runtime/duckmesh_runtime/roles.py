@@ -37,6 +37,7 @@ from duckmesh_runtime.errors import Corrupt, SettingsError, Unavailable
 from duckmesh_runtime.ports import IngestBus, LakeMaintenance, LakeWriter, ObjectStore
 from duckmesh_runtime.services.barrier import Barrier
 from duckmesh_runtime.services.commit import Committer
+from duckmesh_runtime.services.compaction import Compaction
 from duckmesh_runtime.services.dead_letters import DeadLetterService
 from duckmesh_runtime.services.declared import DeclaredTables
 from duckmesh_runtime.services.expiry import Expiry
@@ -47,7 +48,7 @@ from duckmesh_runtime.services.restore import RestoreService
 from duckmesh_runtime.services.snapshots import SnapshotService
 from duckmesh_runtime.services.store_watch import StoreWatch
 from duckmesh_runtime.services.tables import TableService
-from duckmesh_runtime.settings import QUERY_TIMEOUT_MAX_MS, Settings
+from duckmesh_runtime.settings import FILES_STAY_S, Settings
 from duckmesh_runtime.web.forward import QueryForward
 from duckmesh_runtime.web.health import Check
 from duckmesh_runtime.web.nudge import Nudger
@@ -60,8 +61,6 @@ logger = logging.getLogger(__name__)
 _POOL_SIZE: Final = 3
 _CLOSE_S: Final = 3.0
 _HAND_OVER_PART: Final = 0.4
-# A catalog is frozen, and a list of files handed out, a little before the statement that reads it begins.
-_FILES_STAY_MORE_S: Final = 600.0
 _NO_FILE: Final = "duckmesh-health"
 
 
@@ -128,8 +127,21 @@ async def ingest_role(parts: Parts) -> AsyncIterator[None]:
             )
             await stack.enter_async_context(parts.declared.following())
         if settings.maintenance_dir is not None:
-            expiry = _expiry(settings, settings.maintenance_dir, lambda: committer.active)
-            await stack.enter_async_context(expiry.running())
+            opener_m = _maintenance_opener(settings, settings.maintenance_dir)
+            parts.expiry = Expiry(
+                opener_m,
+                active=lambda: committer.active,
+                keep=settings.snapshots,
+                files_stay_s=FILES_STAY_S,
+            )
+            parts.compaction = Compaction(
+                opener_m,
+                active=lambda: committer.active,
+                settings=settings.compaction,
+                turn=committer.turn,
+            )
+            await stack.enter_async_context(parts.expiry.running())
+            await stack.enter_async_context(parts.compaction.running())
         parts.health.checks = {
             "catalog": _catalog_check(parts, bus),
             "storage": _storage_check(store),
@@ -251,17 +263,26 @@ def _writer_opener(
     return opener
 
 
-def _expiry(settings: Settings, secret_dir: Path, active: Callable[[], bool]) -> Expiry:
-    def opener() -> AbstractAsyncContextManager[LakeMaintenance]:
-        return open_maintenance(
-            lake=settings.lake,
-            store=settings.store,
-            secret_dir=secret_dir,
-            holder=settings.pod_name,
-        )
+def _maintenance_opener(
+    settings: Settings, secret_dir: Path
+) -> Callable[[], AbstractAsyncContextManager[LakeMaintenance]]:
+    turn = asyncio.Lock()
 
-    stay_s = QUERY_TIMEOUT_MAX_MS / 1000 + _FILES_STAY_MORE_S
-    return Expiry(opener, active=active, keep=settings.snapshots, files_stay_s=stay_s)
+    @asynccontextmanager
+    async def opener() -> AsyncIterator[LakeMaintenance]:
+        # One at a time: the lease is given to a process, and what another of its services does would end this one's.
+        async with (
+            turn,
+            open_maintenance(
+                lake=settings.lake,
+                store=settings.store,
+                secret_dir=secret_dir,
+                holder=settings.pod_name,
+            ) as found,
+        ):
+            yield found
+
+    return opener
 
 
 @asynccontextmanager

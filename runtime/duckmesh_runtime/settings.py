@@ -24,6 +24,10 @@ _CATALOG_DIR: Final = Path("/run/duckmesh/catalogs")
 QUERY_TIMEOUT_MAX_MS: Final = 3_600_000
 """No statement of any query process runs longer, whatever its own limit."""
 
+FILES_STAY_S: Final = QUERY_TIMEOUT_MAX_MS / 1000 + 600.0
+"""How long a file without a snapshot stays in the store: a catalog is frozen, and a list of files handed out, a little before
+the statement that reads it begins."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
@@ -109,6 +113,19 @@ class SnapshotSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompactionSettings:
+    """Merges beside the committer.
+
+    Attributes:
+        enabled: Whether there are any; expiry goes on without.
+        small_files: From so many small files in a table on they are merged.
+    """
+
+    enabled: bool = True
+    small_files: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One process's settings.
 
@@ -129,6 +146,7 @@ class Settings:
         sandbox_socket: Unix socket of the sandbox.
         catalog_dir: Folder of frozen catalogs, shared with the sandbox.
         snapshots: Which snapshots stay (ingest only).
+        compaction: Merges beside the committer (ingest only).
         tables_file: What the Tenant declares as its tables (services/declared.py); None when it cannot.
         freshness_target_ms: The lag objective.
         log_format: `json` or `text`.
@@ -155,6 +173,7 @@ class Settings:
     ingest: IngestLimits = IngestLimits()
     query: QueryLimits = QueryLimits()
     snapshots: SnapshotSettings = SnapshotSettings()
+    compaction: CompactionSettings = CompactionSettings()
     tables_file: Path | None = None
     freshness_target_ms: int = 5_000
     log_format: str = "json"
@@ -206,6 +225,10 @@ def from_env(env: Mapping[str, str]) -> Settings:
         snapshots=SnapshotSettings(
             keep_for_s=read.number("DUCKMESH_SNAPSHOT_KEEP_FOR_S", 7 * 86_400, 600, 2**34),
             keep_last=read.number("DUCKMESH_SNAPSHOT_KEEP_LAST", 10, 1, 1_000_000),
+        ),
+        compaction=CompactionSettings(
+            enabled=read.choice("DUCKMESH_COMPACTION_ENABLED", "true", ("true", "false")) == "true",
+            small_files=read.number("DUCKMESH_COMPACTION_SMALL_FILES", 16, 2, 1_000_000),
         ),
         tables_file=read.path("DUCKMESH_TABLES_FILE"),
         freshness_target_ms=read.number("DUCKMESH_FRESHNESS_TARGET_MS", 5_000, 1, 86_400_000),

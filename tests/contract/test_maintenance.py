@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 
+from duckmesh_runtime.domain.compaction import Bounds, Debt, Holed, Merge, Rewrite, debt, next_slice
 from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.ports import LakeMaintenance
 from tests.direct import lake_writer
@@ -28,6 +29,8 @@ class UnderTest:
     first: int
     pin: Callable[[int], Awaitable[None]]
     leave_file: Callable[[], Awaitable[None]]
+    add_files: Callable[[int], Awaitable[None]]
+    delete_rows: Callable[[], Awaitable[None]]
 
 
 def fake() -> UnderTest:
@@ -39,7 +42,21 @@ def fake() -> UnderTest:
     async def leave_file() -> None:
         lake.files += 1
 
-    return UnderTest(lake=lake, first=1, pin=pin, leave_file=leave_file)
+    async def add_files(count: int) -> None:
+        lake.sizes.setdefault("t", []).extend([500] * count)
+
+    async def delete_rows() -> None:
+        assert lake.sizes["t"].pop() == 500
+        lake.holed.append(Holed(table="t", size=500, rows=4, deleted=2))
+
+    return UnderTest(
+        lake=lake,
+        first=1,
+        pin=pin,
+        leave_file=leave_file,
+        add_files=add_files,
+        delete_rows=delete_rows,
+    )
 
 
 async def real(lake: Lake, stack: AsyncExitStack) -> UnderTest:
@@ -64,7 +81,22 @@ async def real(lake: Lake, stack: AsyncExitStack) -> UnderTest:
         await maintenance.expire(range(int(str(newest))))
         await make_files_older(lake, timedelta(days=1))
 
-    return UnderTest(lake=maintenance, first=0, pin=pin, leave_file=leave_file)
+    async def add_files(count: int) -> None:
+        for number in range(count):
+            writer.commit(f"INSERT INTO lake.t FROM range({10 * number}, {10 * number + 4})")
+
+    async def delete_rows() -> None:
+        newest = "(SELECT max(rowid) - 2 FROM lake.t)"
+        writer.commit(f"DELETE FROM lake.t WHERE rowid > {newest}")
+
+    return UnderTest(
+        lake=maintenance,
+        first=0,
+        pin=pin,
+        leave_file=leave_file,
+        add_files=add_files,
+        delete_rows=delete_rows,
+    )
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -133,3 +165,54 @@ async def test_old_files_are_removed_once(upkeep: UnderTest) -> None:
 
     assert await upkeep.lake.remove_files(stay_s=HOUR_S, limit=9) == 1
     assert await upkeep.lake.remove_files(stay_s=HOUR_S, limit=9) == 0
+
+
+async def test_files_of_a_class_are_merged_as_many_as_a_slice_takes(upkeep: UnderTest) -> None:
+    there = await _files(upkeep)
+    await upkeep.add_files(10 - there)
+    assert await upkeep.lake.claim()
+    bounds = Bounds(files=4)
+
+    merged = []
+    while piece := next_slice(await upkeep.lake.live_files(bounds), bounds):
+        assert isinstance(piece, Merge)
+        done = await upkeep.lake.compact(piece)
+        merged.append((done.files_in, done.files_out))
+        assert len(merged) < 9
+
+    assert [each for each in merged if each[0] > 4 or each[1] != 1] == []
+    assert sum(files_in - files_out for files_in, files_out in merged) == 9
+    assert await _files(upkeep) == 1
+
+
+async def test_a_file_with_many_deleted_rows_is_rewritten(upkeep: UnderTest) -> None:
+    await upkeep.add_files(1)
+    await upkeep.delete_rows()
+    assert await upkeep.lake.claim()
+    found = await upkeep.lake.live_files(Bounds())
+    assert [(each.table, each.rows, each.deleted) for each in found.holed] == [("t", 4, 2)]
+
+    done = await upkeep.lake.compact(Rewrite(table="t", ratio=0.5, files=1, size=1, saves=1))
+
+    assert (done.files_in, done.files_out) == (1, 1)
+    assert (await upkeep.lake.live_files(Bounds())).holed == []
+
+
+async def test_a_slice_that_finds_nothing_does_nothing(upkeep: UnderTest) -> None:
+    assert await upkeep.lake.claim()
+    await upkeep.add_files(2)
+
+    nothing = Merge(table="t", at_least=2**30, below=2**31, up_to=2**31, outputs=1, files=2, size=1)
+
+    assert (await upkeep.lake.compact(nothing)).files_in == 0
+
+
+async def test_debt_and_runs_are_reported(upkeep: UnderTest) -> None:
+    await upkeep.lake.report_debt(Debt(files=3, size=4, most_files=5, deleted_ratio=0.5))
+    await upkeep.lake.report_merged()
+    await upkeep.lake.report_run({"id": "a", "result": "Succeeded"})
+
+
+async def _files(upkeep: UnderTest) -> int:
+    found = await upkeep.lake.live_files(Bounds())
+    return debt(found).most_files

@@ -1,15 +1,16 @@
-"""Upkeep of a lake under its maintenance login: snapshots given up, their files removed. See `ports.LakeMaintenance`.
+"""Upkeep of a lake under its maintenance login: files merged, snapshots given up, files removed. See `ports.LakeMaintenance`.
 
-A connection of asyncpg finds out what there is to do and holds the lease; DuckDB is opened only to give up snapshots. The
-fence holds every change to the lease (role `m`), so what a stopped process does when it goes on is refused. Nothing here
-writes a file or publishes one; what will needs `lake_commit.CommitGuard`.
+A connection of asyncpg finds out what there is to do and holds the lease; DuckDB is opened only for a change. The fence
+holds every change to the lease (role `m`), so what a stopped process does when it goes on is refused. A COMMIT whose
+answer is lost may have landed: `lake_commit.CommitGuard` keeps its files.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,23 +22,34 @@ import duckdb
 from duckmesh_runtime.adapters import duckdb_engine, postgres
 from duckmesh_runtime.adapters.duckdb_engine import Engine
 from duckmesh_runtime.adapters.lake_attach import attach_as
+from duckmesh_runtime.adapters.lake_commit import CommitGuard
+from duckmesh_runtime.adapters.lake_compact import (
+    SETTINGS,
+    SliceWork,
+    is_conflict,
+    is_fenced,
+    read_files,
+)
 from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.adapters.postgres import catalog_errors, quoted
 from duckmesh_runtime.domain import lakesql
+from duckmesh_runtime.domain.compaction import Bounds, Debt, LakeFiles, Slice
 from duckmesh_runtime.domain.thinning import Snapshot
 from duckmesh_runtime.errors import Corrupt, Unavailable
-from duckmesh_runtime.ports import Upkeep
+from duckmesh_runtime.ports import Compacted, Upkeep
 from duckmesh_runtime.settings import StoreSettings
+from duckmesh_runtime.tasks import end
 
 logger = logging.getLogger(__name__)
 
 LEASE_S: Final = 90.0
-"""How long the lease is kept without a word of its holder: more than any one step takes."""
+"""How long the lease is kept without a word of its holder: more than any step takes in which it says none."""
 
 _STATEMENT_TIMEOUT_MS: Final = 15_000
 _TAKE_OVER_WAIT_MS: Final = 1_000
 _ATTACH_TIMEOUT_S: Final = 15.0
 _EXPIRE_TIMEOUT_S: Final = 40.0
+_SLICE_TIMEOUT_S: Final = 540.0  # the login's sessions may idle in a transaction for ten minutes
 _MEMORY_BYTES: Final = 256 * 2**20
 _FENCED: Final = "DM001"  # SQLSTATE of sql/catalog/0001_fence.sql
 _AT_ONCE: Final = 32
@@ -86,6 +98,9 @@ SELECT f.path FROM {lake}.ducklake_files_scheduled_for_deletion AS f, duckmesh.l
    AND NOT f.path = ANY ($5)
  ORDER BY random() LIMIT $2
 """
+_REPORT_DEBT: Final = "SELECT duckmesh.report_debt($1, $2, $3, $4, $5)"
+_REPORT_MERGED: Final = "SELECT duckmesh.report_merged($1)"
+_REPORT_RUN: Final = "SELECT duckmesh.report_run($1, $2)"
 _REMOVED: Final = """
 DELETE FROM {lake}.ducklake_files_scheduled_for_deletion WHERE path_is_relative AND path = ANY ($1)
 """
@@ -144,6 +159,7 @@ class DuckLakeMaintenance:
         self._secret_dir = secret_dir
         self._holder = holder
         self._objects = StoreObjects(store)
+        self._guard: CommitGuard | None = None
         self._epoch: int | None = None
         self._engine: Engine | None = None
         self._stuck: dict[str, BaseException] = {}  # files that could not be removed in this round
@@ -195,6 +211,47 @@ class DuckLakeMaintenance:
             raise Unavailable(
                 "CATALOG_UNAVAILABLE", "the snapshots cannot be given up now: a later round may"
             ) from None
+
+    async def live_files(self, bounds: Bounds) -> LakeFiles:
+        """See `LakeMaintenance.live_files`."""
+        with catalog_errors():
+            return await read_files(self._connection, self._lake, bounds)
+
+    async def compact(self, piece: Slice) -> Compacted:
+        """See `LakeMaintenance.compact`."""
+        work = SliceWork(piece, self._commit_guard())
+        try:
+            engine = await self._opened()
+            keeping = asyncio.create_task(self._keep_lease(), name="maintenance-lease")
+            try:
+                await engine.run(work, timeout_s=_SLICE_TIMEOUT_S)
+            finally:
+                await end(keeping)
+        except (duckdb.Error, TimeoutError, OSError) as error:
+            if is_conflict(error, work.step):
+                return Compacted()
+            # As below: no text of the engine.
+            logger.info("slice not done", extra={"error_type": type(error).__name__})
+            problem = (
+                "another process maintains the lake by now"
+                if is_fenced(error)
+                else "files cannot be merged now: a later round may"
+            )
+            raise Unavailable("CATALOG_UNAVAILABLE", problem) from None
+        return Compacted(files_in=work.files_in, files_out=work.files_out)
+
+    async def report_debt(self, debt: Debt) -> None:
+        """See `LakeMaintenance.report_debt`."""
+        values = (debt.files, debt.size, debt.most_files, debt.deleted_ratio)
+        await self._report(_REPORT_DEBT, *values)
+
+    async def report_merged(self) -> None:
+        """See `LakeMaintenance.report_merged`."""
+        await self._report(_REPORT_MERGED)
+
+    async def report_run(self, run: Mapping[str, object]) -> None:
+        """See `LakeMaintenance.report_run`."""
+        await self._report(_REPORT_RUN, json.dumps(run))
 
     async def remove_files(self, *, stay_s: float, limit: int) -> int:
         """See `LakeMaintenance.remove_files`.
@@ -268,6 +325,26 @@ class DuckLakeMaintenance:
                 "CATALOG_UNAVAILABLE", "another process maintains the lake by now"
             ) from error
 
+    @catalog_errors()
+    async def _report(self, query: str, *values: object) -> None:
+        await self._connection.execute(query, self._lake, *values)
+
+    async def _keep_lease(self) -> None:
+        """Say again and again that the holder lives; what it is told then, the fence tells it too."""
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await self._beat(LEASE_S)
+
+    def _commit_guard(self) -> CommitGuard:
+        if self._guard is None:
+            try:
+                self._guard = CommitGuard(self._store)
+            except OSError as error:
+                problem = "the store's key cannot be read now"
+                raise Unavailable("STORAGE_UNAVAILABLE", problem) from error
+        return self._guard
+
     async def _beat(self, ttl_s: float) -> bool:
         alive: bool = await self._connection.fetchval(
             _BEAT, self._lake, self._epoch, self._holder, ttl_s
@@ -291,8 +368,13 @@ class DuckLakeMaintenance:
         )
         engine = self._engine = Engine(connection, name=f"maintenance-{self._epoch}")
 
+        guard = self._commit_guard()
+
         def work(connection: duckdb.DuckDBPyConnection) -> None:
             connection.execute("SET python_enable_replacements = false")
+            for setting in SETTINGS:
+                connection.execute(setting)
+            guard.open_store(connection)
             connection.execute(attach)
 
         await engine.run(work, timeout_s=_ATTACH_TIMEOUT_S)

@@ -92,6 +92,9 @@ class Committer:
         batch: Rhythm and bounds.
         tries: See `TRIES`.
         on_restored: Called after each restore that landed.
+
+    Attributes:
+        turn: Held by each commit of rows: who works on the same files may hold it for a moment.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Committer:
         self._batch = batch
         self._tries = tries
         self._on_restored = on_restored
+        self.turn = asyncio.Lock()
         self._rhythm = Rhythm(
             min_interval_s=batch.min_interval_ms / 1000, max_delay_s=batch.max_delay_ms / 1000
         )
@@ -309,7 +313,8 @@ class Committer:
         except UNREADABLE as error:
             problem = f"unreadable: {error}"
             return CommitResult(outcome=CommitOutcome.REJECTED, error=problem, whole=True)
-        return await seat.writer.commit(seat.token, tok, parts)
+        async with self.turn:
+            return await seat.writer.commit(seat.token, tok, parts)
 
     async def _change(self, seat: _Seat, tok: int, entry: Entry) -> CommitResult:
         writer = seat.writer

@@ -15,8 +15,10 @@ from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.ports import IngestBus
 from duckmesh_runtime.services.barrier import Barrier
 from duckmesh_runtime.services.commit import Committer
+from duckmesh_runtime.services.compaction import Compaction
 from duckmesh_runtime.services.dead_letters import DeadLetterService
 from duckmesh_runtime.services.declared import DeclaredTables
+from duckmesh_runtime.services.expiry import Expiry
 from duckmesh_runtime.services.ingest import IngestService
 from duckmesh_runtime.services.query import QueryService
 from duckmesh_runtime.services.restore import RestoreService
@@ -48,6 +50,8 @@ class Parts:
         dead_letters: Shows, replays and drops what the lake refused (ingest).
         snapshots: Shows the snapshots and their files, pins them (ingest).
         restore: Takes the lake back to one of them (ingest).
+        compaction: Merges files (ingest); None without the maintenance login.
+        expiry: Gives snapshots up (ingest); None without the maintenance login.
         committer: Of this process (ingest); it may or may not hold the lease.
         barrier: Waits for tokens.
         query: Runs statements (query, and a laptop's one process).
@@ -66,6 +70,8 @@ class Parts:
     dead_letters: DeadLetterService | None = None
     snapshots: SnapshotService | None = None
     restore: RestoreService | None = None
+    compaction: Compaction | None = None
+    expiry: Expiry | None = None
     committer: Committer | None = None
     barrier: Barrier | None = None
     query: QueryService | None = None

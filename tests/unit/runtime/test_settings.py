@@ -6,6 +6,7 @@ import pytest
 
 from duckmesh_runtime.errors import SettingsError
 from duckmesh_runtime.settings import (
+    CompactionSettings,
     Settings,
     SnapshotSettings,
     from_env,
@@ -39,6 +40,8 @@ def test_values_are_read() -> None:
             "DUCKMESH_IDEMPOTENCY_BYTES": "1073741824",
             "DUCKMESH_SNAPSHOT_KEEP_FOR_S": "600",
             "DUCKMESH_SNAPSHOT_KEEP_LAST": "3",
+            "DUCKMESH_COMPACTION_ENABLED": "false",
+            "DUCKMESH_COMPACTION_SMALL_FILES": "40",
         }
     )
 
@@ -47,6 +50,7 @@ def test_values_are_read() -> None:
     assert settings.ingest.pending_bytes == 1_048_576
     assert settings.ingest.idempotency_bytes == 2**30
     assert settings.snapshots == SnapshotSettings(keep_for_s=600, keep_last=3)
+    assert settings.compaction == CompactionSettings(enabled=False, small_files=40)
 
 
 def test_an_empty_value_is_a_missing_one() -> None:
