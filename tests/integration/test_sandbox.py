@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -138,6 +139,7 @@ async def test_the_lake_describes_itself(client: SandboxClient, lake: SmallLake)
     assert [row["column_name"] for row in columns.rows] == ["id", "name"]
     assert [tuple(row.values()) for row in found.rows] == [("lake", "numbers"), ("lake", "small")]
     assert "numbers" in plan.rows[0]["explain_value"]
+    assert re.search(r"│ +1 row +│\n│ +\d+\.\d+s +│", plan.rows[0]["explain_value"])
 
 
 async def test_a_result_is_cut_at_the_row_limit(client: SandboxClient, lake: SmallLake) -> None:
