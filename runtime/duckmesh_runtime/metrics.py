@@ -25,6 +25,7 @@ LABELS: Final[Mapping[str, str]] = {
     "action": "`replayed` or `dropped`",
     "result": "`done` or `undone`",
     "of": "`record` or `request`",
+    "state": "`healthy`, `damaged`, or `failed`: it could not be done",
 }
 """What each label may say: a closed set each."""
 
@@ -105,6 +106,24 @@ _maintenance_failures = Counter(
 _maintenance_at = Gauge(
     "duckmesh_maintenance_last_success_timestamp_seconds",
     "When a round of maintenance last ended well, Unix time; 0: none yet in this process.",
+)
+_integrity_runs = Counter(
+    "duckmesh_integrity_runs_total",
+    "Checks of the lake's files and rows, by what they found.",
+    ["state"],
+)
+_integrity_files = Counter(
+    "duckmesh_integrity_files_checked_total", "Files looked at by checks, each time anew."
+)
+_integrity_missing = Counter(
+    "duckmesh_integrity_missing_files_total", "Files found missing by checks, each time anew."
+)
+_integrity_sizes = Counter(
+    "duckmesh_integrity_size_mismatch_files_total",
+    "Files found with another size than recorded, each time anew.",
+)
+_orphans_removed = Counter(
+    "duckmesh_orphan_files_deleted_total", "Files removed from the store that nothing named."
 )
 _compaction_runs = Counter(
     "duckmesh_compaction_runs_total",
@@ -269,6 +288,24 @@ def maintained(seconds: float | None) -> None:
 def maintenance_failed(reason: str) -> None:
     """Count a round that failed; `reason` is an error code."""
     _maintenance_failures.labels(reason).inc()
+
+
+def integrity_checked(*, files: int, missing: int, wrong_size: int, healthy: bool) -> None:
+    """Count one check and the files that it looked at."""
+    _integrity_runs.labels("healthy" if healthy else "damaged").inc()
+    _integrity_files.inc(files)
+    _integrity_missing.inc(missing)
+    _integrity_sizes.inc(wrong_size)
+
+
+def integrity_failed() -> None:
+    """Count a check that could not be done."""
+    _integrity_runs.labels("failed").inc()
+
+
+def orphans_removed(files: int) -> None:
+    """Count files removed that nothing named."""
+    _orphans_removed.inc(files)
 
 
 def committing(active: bool) -> None:

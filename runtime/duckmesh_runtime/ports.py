@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from duckmesh_runtime.domain.changes import Change
 from duckmesh_runtime.domain.compaction import Bounds, Debt, LakeFiles, Slice
+from duckmesh_runtime.domain.integrity import Difference, Hit, LakeFile
 from duckmesh_runtime.domain.moments import Moment
 from duckmesh_runtime.domain.schema import TableDef
 from duckmesh_runtime.domain.snapshots import SnapshotFiles, SnapshotInfo, TableSize
@@ -880,4 +881,70 @@ class LakeMaintenance(Protocol):
         Raises:
             Unavailable: STORAGE_UNAVAILABLE, the store takes none, or only such are left that it did not take before.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """An object of the store.
+
+    Attributes:
+        path: Relative to the lake's data path.
+        size: Bytes.
+        changed_at: When it was written, by the store's clock.
+    """
+
+    path: str
+    size: int
+    changed_at: datetime
+
+
+class StoreInventory(ObjectStore, Protocol):
+    """All that lies below the lake's data path."""
+
+    def objects(self) -> AsyncIterator[Sequence[StoredObject]]:
+        """Page by page, in no order; what comes and goes meanwhile may be told or not."""
+        ...
+
+    async def now(self) -> datetime:
+        """The store's own time: it is asked by writing a small object, which goes again."""
+        ...
+
+    async def remove(self, path: str) -> None:
+        """Remove a file; one that is not there is fine."""
+        ...
+
+
+class LakeCheck(Protocol):
+    """What a lake's catalog says that its store must hold, and where is told what came of it."""
+
+    def files(self) -> AsyncIterator[Sequence[LakeFile]]:
+        """The data and delete files that kept snapshots name, page by page, each as it is when it is asked for."""
+        ...
+
+    async def hits(self, paths: Sequence[str]) -> Sequence[Hit]:
+        """Of these files those that are named now, with what they take with them; by path."""
+        ...
+
+    async def differences(self) -> Sequence[Difference]:
+        """Tables of which the catalog counts other rows than were committed, of one database snapshot; by name."""
+        ...
+
+    async def unnamed(self, paths: Sequence[str]) -> Sequence[str]:
+        """Of these paths those that nothing names now.
+
+        Neither a snapshot, nor the list of files to remove, nor an entry or a dead letter of the bus.
+        """
+        ...
+
+    async def now(self) -> datetime:
+        """The database's time."""
+        ...
+
+    async def report_integrity(self, report: Mapping[str, object]) -> None:
+        """Replace the last report of a check."""
+        ...
+
+    async def report_orphans(self, report: Mapping[str, object]) -> None:
+        """Replace the last report of files that nothing names."""
         ...

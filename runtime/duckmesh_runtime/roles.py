@@ -23,6 +23,7 @@ from duckmesh_runtime import heap
 from duckmesh_runtime.adapters.ducklake import open_writer
 from duckmesh_runtime.adapters.election import PostgresElection
 from duckmesh_runtime.adapters.freeze import PostgresFreezer
+from duckmesh_runtime.adapters.integrity import open_check
 from duckmesh_runtime.adapters.maintenance import open_maintenance
 from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.adapters.postgres import open_pool
@@ -34,7 +35,7 @@ from duckmesh_runtime.adapters.stage import DuckDBStager
 from duckmesh_runtime.adapters.store_report import PostgresStoreReporter
 from duckmesh_runtime.adapters.tables_report import PostgresTablesReporter
 from duckmesh_runtime.errors import Corrupt, SettingsError, Unavailable
-from duckmesh_runtime.ports import IngestBus, LakeMaintenance, LakeWriter, ObjectStore
+from duckmesh_runtime.ports import IngestBus, LakeCheck, LakeMaintenance, LakeWriter, ObjectStore
 from duckmesh_runtime.services.barrier import Barrier
 from duckmesh_runtime.services.commit import Committer
 from duckmesh_runtime.services.compaction import Compaction
@@ -43,6 +44,7 @@ from duckmesh_runtime.services.declared import DeclaredTables
 from duckmesh_runtime.services.expiry import Expiry
 from duckmesh_runtime.services.ingest import IngestService
 from duckmesh_runtime.services.inlet import Inlet
+from duckmesh_runtime.services.integrity import IntegrityService, IntegrityWatch
 from duckmesh_runtime.services.query import QueryService
 from duckmesh_runtime.services.restore import RestoreService
 from duckmesh_runtime.services.snapshots import SnapshotService
@@ -142,6 +144,13 @@ async def ingest_role(parts: Parts) -> AsyncIterator[None]:
             )
             await stack.enter_async_context(parts.expiry.running())
             await stack.enter_async_context(parts.compaction.running())
+            parts.integrity = _integrity(settings, settings.maintenance_dir, store)
+            checks = IntegrityWatch(
+                parts.integrity,
+                active=lambda: committer.active,
+                busy=lambda: committer.backing_off,
+            )
+            await stack.enter_async_context(checks.running())
         parts.health.checks = {
             "catalog": _catalog_check(parts, bus),
             "storage": _storage_check(store),
@@ -261,6 +270,13 @@ def _writer_opener(
         )
 
     return opener
+
+
+def _integrity(settings: Settings, secret_dir: Path, store: StoreObjects) -> IntegrityService:
+    def opener() -> AbstractAsyncContextManager[LakeCheck]:
+        return open_check(lake=settings.lake, secret_dir=secret_dir)
+
+    return IntegrityService(opener, store)
 
 
 def _maintenance_opener(

@@ -11,7 +11,10 @@ from tests.pages import DOCS, steps, terminal
 
 PAGES = [
     "tutorial.md",
-    *(f"how-to/{name}.md" for name in ("ingest-formats", "consistency", "time-travel")),
+    *(
+        f"how-to/{name}.md"
+        for name in ("ingest-formats", "consistency", "time-travel", "integrity")
+    ),
 ]
 OF_CLUSTERS = {
     f"how-to/{name}.md"

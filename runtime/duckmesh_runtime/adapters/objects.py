@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -20,11 +20,15 @@ from obstore.exceptions import (
 from obstore.store import LocalStore, S3Store
 
 from duckmesh_runtime.errors import Corrupt, Unavailable
-from duckmesh_runtime.ports import StoreState
+from duckmesh_runtime.ports import StoredObject, StoreState
 from duckmesh_runtime.settings import StoreSettings, read_secret
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta  # of its type stubs alone
 
 T = TypeVar("T")
 Store = S3Store | LocalStore
+Pages = AsyncIterator["Sequence[ObjectMeta]"]
 
 _TIMEOUT: Final = timedelta(seconds=10)
 _PROBE_S: Final = 5.0
@@ -33,10 +37,14 @@ _PROBE_S: Final = 5.0
 _BATCH: Final = 500
 """Objects that are removed at once; S3 takes 1,000."""
 
+_PAGE: Final = 1_000
+"""Objects that are listed at once; S3 tells no more."""
+
 _MISSING: Final = "a file of the snapshot is missing in the store: restore it, or a backup"
 _REFUSED: Final = (PermissionDeniedError, UnauthenticatedError)
 # What a crash leaves is no more than one small object, and orphaned files are cleaned up.
 _PROBE: Final = "probe-health.parquet"
+_CLOCK: Final = "probe-clock.parquet"
 # S3's error code; a HEAD has no body to hold it.
 _NO_BUCKET: Final = "NoSuchBucket"
 
@@ -77,6 +85,37 @@ class StoreObjects:
         """
         with suppress(Corrupt):
             await self._ask(lambda store: obstore.delete_async(store, path))
+
+    async def objects(self) -> AsyncIterator[Sequence[StoredObject]]:
+        """See `StoreInventory.objects`.
+
+        Raises:
+            Corrupt: DATA_FILE_MISSING, there is no such bucket.
+            Unavailable: STORAGE_UNAVAILABLE.
+        """
+        page, pages = await self._ask(_begin_listing)
+        while page:
+            yield [
+                StoredObject(path=each["path"], size=each["size"], changed_at=each["last_modified"])
+                for each in page
+            ]
+            page = await self._ask(lambda _: _next_page(pages))
+
+    async def now(self) -> datetime:
+        """See `StoreInventory.now`.
+
+        Raises:
+            Unavailable: STORAGE_UNAVAILABLE.
+        """
+
+        async def ask(store: Store) -> datetime:
+            await obstore.put_async(store, _CLOCK, b"")
+            found = await obstore.head_async(store, _CLOCK)
+            await obstore.delete_async(store, _CLOCK)
+            changed_at: datetime = found["last_modified"]
+            return changed_at
+
+        return await self._ask(ask)
 
     async def remove_all(self) -> int:
         """Remove everything in the lake's folder; returns how many objects that were.
@@ -141,6 +180,19 @@ class StoreObjects:
         with suppress(OSError):  # it is being replaced: the old one until the next time
             self._key = _read_key(self._settings)
         self._store = _open(self._settings, self._key)
+
+
+async def _begin_listing(store: Store) -> tuple[Sequence[ObjectMeta], Pages]:
+    """The first page, which shows whether the key is good, and what gives the others."""
+    pages = aiter(obstore.list(store, chunk_size=_PAGE))
+    return await _next_page(pages), pages
+
+
+async def _next_page(pages: Pages) -> Sequence[ObjectMeta]:
+    try:
+        return await anext(pages)
+    except StopAsyncIteration:
+        return ()
 
 
 async def _first_paths(store: Store) -> list[str]:

@@ -15,6 +15,7 @@ import click
 from duckmesh_runtime.cli.completion import completion
 from duckmesh_runtime.cli.connected import ANSWER, REFUSED, connected, examples
 from duckmesh_runtime.cli.dead_letters import dead_letters
+from duckmesh_runtime.cli.integrity import integrity
 from duckmesh_runtime.cli.lag import lag
 from duckmesh_runtime.cli.query import query
 from duckmesh_runtime.cli.snapshots import snapshots
@@ -207,6 +208,7 @@ COMMANDS: Final = (
     tables,
     snapshots,
     dead_letters,
+    integrity,
     status,
     completion,
 )

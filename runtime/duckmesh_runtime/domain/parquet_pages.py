@@ -62,6 +62,22 @@ def column_chunks(body: bytes) -> Iterator[Sequence[tuple[int, int]]]:
         yield [(0, 0) if empty else _span(chunk) for chunk in _structs(group.get(_COLUMNS))]
 
 
+def footer_rows(footer: bytes) -> int:
+    """How many rows a footer says the file has, by itself and by its row groups.
+
+    Raises:
+        BrokenFile: It cannot be read, or the two do not agree.
+    """
+    reader = _Reader(footer, 0)
+    found = reader.struct()
+    rows = _number(found, _ROWS)
+    if reader.at != len(footer) or rows != sum(
+        _number(group, _ROWS) for group in _structs(found.get(_ROW_GROUPS))
+    ):
+        raise BrokenFile
+    return rows
+
+
 _ROW_GROUPS: Final = 4
 _COLUMNS: Final = 1
 _ROWS: Final = 3

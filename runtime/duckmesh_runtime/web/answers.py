@@ -321,6 +321,18 @@ class DroppedMany(TypedDict):
     next_after: int | None
 
 
+class IntegrityChecked(TypedDict):
+    """Of `run_integrity`."""
+
+    status: Literal["healthy", "damaged"]
+    summary: str
+    mode: Literal["cheap", "deep"]
+    checked_at: datetime
+    files_checked: int
+    missing_files: int
+    damaged_files: int
+
+
 class Live(TypedDict):
     """Of `health`."""
 

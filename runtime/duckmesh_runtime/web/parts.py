@@ -20,6 +20,7 @@ from duckmesh_runtime.services.dead_letters import DeadLetterService
 from duckmesh_runtime.services.declared import DeclaredTables
 from duckmesh_runtime.services.expiry import Expiry
 from duckmesh_runtime.services.ingest import IngestService
+from duckmesh_runtime.services.integrity import IntegrityService
 from duckmesh_runtime.services.query import QueryService
 from duckmesh_runtime.services.restore import RestoreService
 from duckmesh_runtime.services.snapshots import SnapshotService
@@ -52,6 +53,7 @@ class Parts:
         restore: Takes the lake back to one of them (ingest).
         compaction: Merges files (ingest); None without the maintenance login.
         expiry: Gives snapshots up (ingest); None without the maintenance login.
+        integrity: Checks the lake's files (ingest); None without the maintenance login.
         committer: Of this process (ingest); it may or may not hold the lease.
         barrier: Waits for tokens.
         query: Runs statements (query, and a laptop's one process).
@@ -72,6 +74,7 @@ class Parts:
     restore: RestoreService | None = None
     compaction: Compaction | None = None
     expiry: Expiry | None = None
+    integrity: IntegrityService | None = None
     committer: Committer | None = None
     barrier: Barrier | None = None
     query: QueryService | None = None

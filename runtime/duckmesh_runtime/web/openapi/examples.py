@@ -88,3 +88,4 @@ PINS: Final[Examples] = {
 }
 UNPINS: Final[Examples] = {"By name": {"snapshot_id": 3, "name": "audit-2026"}}
 RESTORES: Final[Examples] = {"To a snapshot": {"snapshot_id": 3}}
+INTEGRITY: Final[Examples] = {"Cheap": {"mode": "cheap"}, "Deep": {"mode": "deep"}}

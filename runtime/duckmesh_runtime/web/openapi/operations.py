@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from duckmesh_runtime.services.lag import LagReport
-from duckmesh_runtime.web import answers, dead_letters, events, ingest, query, restore, snapshots
+from duckmesh_runtime.web import (
+    answers,
+    dead_letters,
+    events,
+    ingest,
+    integrity,
+    query,
+    restore,
+    snapshots,
+)
 from duckmesh_runtime.web import tables as table_calls
 from duckmesh_runtime.web.body import ARROW, JSON
 from duckmesh_runtime.web.openapi import examples, requests
@@ -226,6 +235,17 @@ LAG: Final = Operation(
     about="In all, and by table.",
     answer=LagReport,
     codes=_CATALOG,
+)
+RUN_INTEGRITY: Final = Operation(
+    tag="Operations",
+    summary="Check the lake's files and rows",
+    about="Whether every file that a kept snapshot needs is in the store with its recorded size, and whether tables have as "
+    "many rows as were committed to them; `deep` also reads the end of each file. Waits for the result, up to 100 seconds. "
+    "OVERLOADED while a check is under way.",
+    answer=answers.IntegrityChecked,
+    body=integrity.IntegrityRun,
+    codes=_CATALOG | {"STORAGE_UNAVAILABLE", "OVERLOADED"},
+    examples={JSON: examples.INTEGRITY},
 )
 LIST_LETTERS: Final = Operation(
     tag="Dead letters",

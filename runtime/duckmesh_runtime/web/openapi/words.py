@@ -10,6 +10,7 @@ from typing import Final
 
 NAMES: Final[Mapping[str, str]] = {
     "EntryKind": "LetterKind",
+    "Mode": "IntegrityMode",
     "LagReport": "Lag",
     "RawRecord": "Record",
 }
@@ -36,7 +37,10 @@ TYPES: Final[Mapping[str, str]] = {
     "LagReport": "The backlog at one moment of the database.",
     "Letter": "Input that was accepted and that the lake then refused; it is kept until it is replayed or dropped.",
     "Letters": "A page of letters.",
+    "IntegrityChecked": "What a check of the files and rows found.",
+    "IntegrityRun": "How much is to be looked at.",
     "Live": "The process runs.",
+    "Mode": "How much is looked at.",
     "NewColumn": "A column to make.",
     "NewTable": "A table to make.",
     "PartitionValue": "What all rows of a file have in common.",
@@ -229,6 +233,14 @@ FIELDS: Final[Mapping[str, str]] = {
     "retryable": "Whether the same request may pass later.",
     "context": "Details for programs, by code: `field`, `limit_bytes`, `line` and `column` of a statement, `watermark` and others. Further ones may be added.",
     "trace_id": "Leads to the log lines of this request: that of its `traceparent`, or a new one.",
+    "IntegrityChecked.status": "`damaged` when something is missing, damaged or does not add up; then see the runbook on damaged data.",
+    "summary": "What was found, for people: tables, files, rows and snapshots that are hit.",
+    "mode": "`cheap` (default) lists the store and compares sizes and row counts; `deep` also reads the end of each file.",
+    "IntegrityChecked.mode": "How much was looked at.",
+    "checked_at": "When the check ended, by the database's clock.",
+    "files_checked": "Data and delete files that kept snapshots need.",
+    "missing_files": "Those that are not in the store.",
+    "damaged_files": "Those that are there and not as recorded.",
     "Live.status": "Always `ok`: the process runs.",
     "Ready.status": "`ok` when the process should get requests.",
     "dependencies": "What the process needs, by name. It never decides about readiness.",
