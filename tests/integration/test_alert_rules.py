@@ -73,6 +73,11 @@ def trouble(condition: str, reason: str, tenant: str = "shop/acme") -> str:
     return f"duckmesh_operator_tenant_condition{{{labels}}}"
 
 
+def failing_runs(condition: str = "LastRunSucceeded", reason: str = "Failed") -> str:
+    labels = f'{POD}, compactor="shop/nightly", condition="{condition}", reason="{reason}"'
+    return f"duckmesh_operator_compactor_condition{{{labels}}}"
+
+
 def requests(kind: str, code: str, more: str = ACME) -> str:
     return f'duckmesh_{kind}_requests_total{{{more}, code="{code}"}}'
 
@@ -336,6 +341,13 @@ CASES = {
         },
         labels={**OF_ACME, "code": "DATA_FILE_MISSING"},
     ),
+    "DuckmeshIntegrityDamaged": Case(
+        fires={trouble("SnapshotHealthy", "Corrupt"): "_x5 1x20 _x20"},
+        at=6,
+        gone=35,
+        silent={trouble("SnapshotHealthy", "Stale"): "1x100"},
+        labels=OF_ACME,
+    ),
     "DuckmeshIngestFailing": Case(
         fires={
             requests("ingest", "OK"): "0+90x40",
@@ -422,6 +434,27 @@ CASES = {
         },
         labels=OF_ACME,
         value="1h 10m 0s",
+    ),
+    "DuckmeshCompactionBehind": Case(
+        fires={trouble("CompactionCurrent", "Behind"): "1x80 _x20"},
+        at=70,
+        gone=95,
+        silent={
+            trouble("CompactionCurrent", "Behind"): "1x50 _x10 1x40",
+            trouble("CompactionCurrent", "Behind", "shop/beta"): "1x100",
+            trouble("Ready", "Suspended", "shop/beta"): "1x100",
+        },
+        labels=OF_ACME,
+    ),
+    "DuckmeshCompactorFailing": Case(
+        fires={failing_runs(): "1x80 _x20"},
+        at=70,
+        gone=95,
+        silent={
+            failing_runs(): "1x50 _x10 1x40",
+            failing_runs("Conflict", "OlderCompactor"): "1x100",
+        },
+        labels={"compactor": "shop/nightly"},
     ),
 }
 
@@ -566,7 +599,7 @@ def test_every_code_condition_and_reason_of_a_rule_exists() -> None:
 
 def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(have(PROMTOOL)), *arguments], capture_output=True, text=True, check=False, timeout=100
+        [str(have(PROMTOOL)), *arguments], capture_output=True, text=True, check=False, timeout=250
     )
 
 
