@@ -10,7 +10,7 @@ import pytest
 
 from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.dev.s3 import S3Server
-from duckmesh_runtime.errors import Corrupt, Unavailable
+from duckmesh_runtime.errors import Corrupt, DuckmeshError, Unavailable
 from duckmesh_runtime.settings import QueryLimits, StoreSettings
 from tests.read_path import ReadPath, read_path
 from tests.services import Lake
@@ -85,6 +85,47 @@ async def test_a_lost_object_is_an_error_and_never_fewer_rows(path: ReadPath) ->
     assert caught.value.code == "DATA_FILE_MISSING"
     assert path.lake.name not in caught.value.message
     assert await path.rows("SELECT id FROM whole") == [(7,)]
+
+
+@pytest.mark.parametrize("path", ["file"], indirect=True)
+async def test_an_object_of_another_size_is_an_error_and_never_other_rows(path: ReadPath) -> None:
+    """A small file, which the proxy reads whole, and a large one. Of a longer one what was recorded is read."""
+    damage: dict[str, Callable[[bytes], bytes]] = {
+        "cut": lambda whole: whole[:-1],
+        "half": lambda whole: whole[: len(whole) // 2],
+        "empty": lambda _: b"",
+        "longer": lambda whole: whole + whole,
+        "shifted": lambda whole: bytes(100) + whole,
+    }
+    sizes = {"small": 1_000, "large": 200_000}
+    tables = {f"{size}_{name}": (sizes[size], name) for size in sizes for name in damage}
+    await path.commit(
+        *(
+            f"CREATE TABLE lake.{table} AS SELECT hash(range) AS id FROM range({rows})"
+            for table, (rows, _) in tables.items()
+        )
+    )
+    right = {table: path.writer.rows(_totals(f"lake.{table}")) for table in tables}
+    for table, (_, name) in tables.items():
+        listed = f"SELECT data_file FROM ducklake_list_files('lake', '{table}')"
+        file = Path(str(path.writer.rows(listed)[0][0]))
+        file.write_bytes(damage[name](file.read_bytes()))
+
+    found: dict[str, object] = {}
+    for table in tables:
+        try:
+            found[table] = await path.rows(_totals(table))
+        except DuckmeshError as error:
+            found[table] = error.code
+
+    longer = {table: found.pop(table) for table in ("small_longer", "large_longer")}
+    assert longer == {table: right[table] for table in longer}
+    assert {found["small_cut"], found["small_half"]} == {"DATA_FILE_MISSING"}
+    assert set(found.values()) <= {"DATA_FILE_MISSING", "STORAGE_UNAVAILABLE", "SQL_ERROR"}
+
+
+def _totals(table: str) -> str:
+    return f"SELECT count(id), sum(id % 1000003) FROM {table}"
 
 
 @pytest.mark.parametrize("path", ["s3"], indirect=True)
