@@ -18,7 +18,12 @@ PAGES = [
 ]
 OF_CLUSTERS = {
     f"how-to/{name}.md"
-    for name in ("delete-and-restore-tenants", "rotate-credentials", "scale-and-upgrade")
+    for name in (
+        "compactor",
+        "delete-and-restore-tenants",
+        "rotate-credentials",
+        "scale-and-upgrade",
+    )
 }
 """What they tell is done by tests/e2e, with commands of its own."""
 
