@@ -132,7 +132,8 @@ class Need:
         attempt: Its number in a row of failures.
         after: Name of the run before it.
         weight: How urgent it is: the debt in units of the trigger.
-        last: How its last run went; None when it had none, or that is not known yet.
+        last: How the last run went of which that is known; None when it had none.
+        settling: The newest has just ended, and how it went is not known yet.
     """
 
     subject: Subject
@@ -144,6 +145,7 @@ class Need:
     after: str = ""
     weight: float = 0.0
     last: Run | None = None
+    settling: bool = False
 
 
 # -------------------------------------------------------------------- whose
@@ -298,19 +300,28 @@ def find_need(compactor: Compactor, subject: Subject, jobs: Sequence[Job], now: 
         jobs: Its Jobs by this Compactor, in any order.
         now: Time of day.
     """
-    job = max(jobs, key=_age, default=None)
     told = read_run(subject)
-    last = conclude(job, told, now) if job is not None else told
-    if job is not None and _is_later(told, job):
-        last = told
-    after = job.name if job is not None else told.name if told is not None else ""
+    newest = max(jobs, key=_age, default=None)
+    ended = sorted((one for one in jobs if one.ended is not None), key=_age, reverse=True)
+    outcomes = [conclude(one, told, now) for one in ended]
+    settling = bool(outcomes) and outcomes[0] is None
+    last = next((one for one in outcomes if one is not None), None if ended else told)
+    if ended and _is_later(told, ended[0]):
+        last, settling = told, False
     weight = _weight(compactor, subject)
-    base = Need(subject=subject, behind=weight >= 1, after=after, weight=weight, last=last)
-    if job is not None and job.ended is None:
-        return replace(base, behind=True)
-    if job is not None and last is None:
-        return replace(base, behind=True, at=(job.ended or now) + SETTLE)
-    return _when(compactor, base, job, jobs, now)
+    need = Need(
+        subject=subject,
+        behind=weight >= 1,
+        after=newest.name if newest is not None else told.name if told is not None else "",
+        weight=weight,
+        last=last,
+        settling=settling,
+    )
+    if newest is not None and newest.ended is None:
+        return replace(need, behind=True)
+    if newest is not None and settling:
+        return replace(need, behind=True, at=(newest.ended or now) + SETTLE)
+    return _when(compactor, need, newest, jobs, now)
 
 
 def _is_later(run: Run | None, job: Job) -> bool:

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from duckmesh_operator.errors import Failing, Forbidden, OperatorError, SecretMissing
+from duckmesh_operator.model import Tenant
 
 #: Label and the lag in seconds up to which it is the nearest one; past the last it is ">1h".
 _BUCKETS: Final = (
@@ -211,6 +212,16 @@ class LagTrack:
 def files_limit(small_files: int) -> int:
     """Files of a table that may wait for a merge, where so many start one."""
     return small_files * _FILES_FACTOR
+
+
+def objective_of(tenant: Tenant) -> Objective:
+    """What a Tenant's spec asks."""
+    return Objective(
+        target_ms=tenant.freshness_target_ms,
+        sustained_ms=tenant.freshness_sustained_ms,
+        max_age_ms=tenant.snapshots_max_age_ms,
+        small_files=files_limit(tenant.compaction_small_files),
+    )
 
 
 def bucket_of(lag_s: float) -> str:

@@ -313,10 +313,13 @@ def _last_run_succeeded(p: Policy) -> Condition:
             tenants=_listed(one.tenant for one in failed),
             problem=(newest.error or "It gave no reason").rstrip(". "),
         )
+    # Of a Tenant that is gone since, a failure is nobody's any more.
     result = text_at(_last_run(p), "result")
-    if not result:
+    if runs:
+        result = max(runs, key=lambda one: one.finished).result
+    if result not in ("Succeeded", "Partial"):
         return tell(kind, "NoRun")
-    return tell(kind, "Partial" if result == "Partial" else "Succeeded")
+    return tell(kind, result)
 
 
 def _last_run(p: Policy) -> Manifest:

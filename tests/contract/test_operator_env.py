@@ -47,6 +47,7 @@ SPEC = {
     },
     "freshness": {"target": "4s"},
     "snapshots": {"keepFor": "36h", "keepLast": 25},
+    "compaction": {"enabled": False, "smallFiles": 40},
 }
 FIELDS = {"metadata.name": "acme-ingest-x", "status.podIP": "10.0.0.7"}
 MIGRATIONS = Path(runtime.__file__).parent / "sql" / "catalog"
@@ -121,6 +122,7 @@ def test_ingest_reads_everything_the_spec_says(context: Context, tmp_path: Path)
     assert settings.ingest.pending_bytes == 3 * 2**20
     assert settings.freshness_target_ms == 4_000
     assert settings.snapshots == runtime.SnapshotSettings(keep_for_s=36 * 3_600, keep_last=25)
+    assert settings.compaction == runtime.CompactionSettings(enabled=False, small_files=40)
     assert (settings.pod_name, settings.pod_address) == ("acme-ingest-x", "10.0.0.7")
     assert settings.query_url == "http://acme-query:8080"
     assert settings.api_port == names.API_PORT

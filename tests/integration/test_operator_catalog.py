@@ -184,7 +184,9 @@ async def test_the_sweep_tells_lag_from_the_tables_and_survives_one_broken_lake(
         CREATE TABLE {LAKE}_bus.entry AS SELECT 9::bigint AS last, 5 AS row_count, 'rows' AS kind,
           clock_timestamp() - interval '3 s' AS accepted_at;
         CREATE TABLE {LAKE}_bus.dead_letter (first bigint);
-        RESET ROLE""")
+        RESET ROLE;
+        INSERT INTO duckmesh.maintenance_report (lake, debt_at, debt_files, most_files, run, integrity) VALUES
+          ('{LAKE}', now(), 40, 30, '{{"id": "night-1", "filesIn": 9}}', '{{"state": "Damaged", "message": "1 file of t"}}')""")
 
     found = {one.lake: one for one in await catalog.sweep()}
 
@@ -194,6 +196,9 @@ async def test_the_sweep_tells_lag_from_the_tables_and_survives_one_broken_lake(
     assert timedelta(seconds=3) <= timedelta(seconds=report.lag_s) < timedelta(seconds=60)
     assert not report.committer_alive
     assert not report.error
+    assert (report.debt_files, report.small_of_a_table, report.debt_bytes) == (40, 30, None)
+    assert (report.run, report.damage) == ({"id": "night-1", "filesIn": 9}, "1 file of t")
+    assert report.orphans is None
     assert found["lake_9"].error
 
 

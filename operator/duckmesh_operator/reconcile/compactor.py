@@ -36,7 +36,7 @@ from duckmesh_operator.compaction import (
 from duckmesh_operator.errors import Conflict, Forbidden, Invalid, NotFound, OperatorError
 from duckmesh_operator.events import Note, Recorder
 from duckmesh_operator.kube import Api
-from duckmesh_operator.lag import LagBoard, LagReport
+from duckmesh_operator.lag import LagBoard, LagReport, objective_of
 from duckmesh_operator.manifest import Json, Manifest, object_at, text_at
 from duckmesh_operator.model import Compactor, Meta, parse_compactor, parse_meta, parse_tenant
 from duckmesh_operator.names import (
@@ -288,18 +288,24 @@ class CompactorReconciler:
 
     def _subject(self, look: _Look, compactor: Compactor, obj: Manifest, busy: set[str]) -> Subject:
         meta = parse_meta(obj)
-        report = self._report_of(meta.uid)
         subject = Subject(
             name=meta.name,
             uid=meta.uid,
             created=datetime.fromisoformat(meta.created),
-            report=report,
             busy=meta.uid in busy,
         )
         if meta.deleting:
             return replace(subject, skipped="being deleted", stopped=True)
         try:
             tenant = parse_tenant(obj)
+            self._board.watch(  # a process that is new may come here before it came to the Tenant
+                meta.uid,
+                tenant=meta.full_name,
+                catalog=tenant.catalog,
+                objective=objective_of(tenant),
+            )
+            report = self._report_of(meta.uid)
+            subject = replace(subject, report=report)
             if tenant.suspend:
                 return replace(subject, skipped="suspended", stopped=True)
             if tenant.paused:
@@ -469,8 +475,7 @@ def _next_at(compactor: Compactor | None, now: datetime) -> datetime | None:
 
 def _unsettled(look: _Look) -> set[str]:
     """Names of Jobs that ended and of whose run nothing is known yet."""
-    open_ones = {one.after for one in look.needs if one.last is None}
-    return {job.name for job in look.jobs if job.ended is not None and job.name in open_ones}
+    return {one.after for one in look.needs if one.settling}
 
 
 def _is_old(run: Run, before: str) -> bool:

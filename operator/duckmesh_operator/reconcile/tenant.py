@@ -27,13 +27,7 @@ from duckmesh_operator.errors import (
 )
 from duckmesh_operator.events import Note, Recorder, notes_of
 from duckmesh_operator.kube import Api
-from duckmesh_operator.lag import (
-    CatalogHealth,
-    LagBoard,
-    Objective,
-    catalog_health,
-    files_limit,
-)
+from duckmesh_operator.lag import CatalogHealth, LagBoard, catalog_health, objective_of
 from duckmesh_operator.manifest import Manifest, list_at, object_at, text_at
 from duckmesh_operator.model import Meta, Tenant, parse_meta, parse_tenant
 from duckmesh_operator.names import (
@@ -239,12 +233,7 @@ class TenantReconciler:
             run.meta.uid,
             tenant=run.meta.full_name,
             catalog=tenant.catalog,
-            objective=Objective(
-                target_ms=tenant.freshness_target_ms,
-                sustained_ms=tenant.freshness_sustained_ms,
-                max_age_ms=tenant.snapshots_max_age_ms,
-                small_files=files_limit(tenant.compaction_small_files),
-            ),
+            objective=objective_of(tenant),
         )
 
     def _resolve(self, run: _Run) -> None:

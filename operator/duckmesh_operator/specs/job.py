@@ -30,6 +30,8 @@ from duckmesh_operator.specs.pod import (
 
 #: A run takes minutes; one that is stuck ends after this time and makes room for the next.
 RUN_DEADLINE_S: Final = 2 * 3600
+#: As much as the runtime takes; no run comes near.
+_MOST_BYTES: Final = 2**50
 
 
 def build_migrate_job(context: Context) -> Manifest:
@@ -106,7 +108,7 @@ def _run(context: Context, compactor: Compactor, name: str, *, deep: bool) -> st
         "id": name,
         "targetFileSize": compactor.target_file_bytes,
         "tiers": list(compactor.target_tier_bytes),
-        "maxBytesPerRun": compactor.target_run_bytes,
+        "maxBytesPerRun": min(compactor.target_run_bytes, _MOST_BYTES),
         "keepForS": keep_for_ms // 1000,
         "keepLast": keep_last,
         "orphans": compactor.orphan_mode,

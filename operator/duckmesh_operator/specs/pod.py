@@ -202,6 +202,8 @@ def _ingest_env(context: Context) -> list[Manifest]:
         _env("DUCKMESH_FRESHNESS_TARGET_MS", tenant.freshness_target_ms),
         _env("DUCKMESH_SNAPSHOT_KEEP_FOR_S", tenant.snapshots_keep_for_ms // 1000),
         _env("DUCKMESH_SNAPSHOT_KEEP_LAST", tenant.snapshots_keep_last),
+        _env("DUCKMESH_COMPACTION_ENABLED", str(tenant.compaction_enabled).lower()),
+        _env("DUCKMESH_COMPACTION_SMALL_FILES", tenant.compaction_small_files),
         _env("DUCKMESH_TABLES_FILE", f"{SECRETS_DIR}/{TABLES}/{TABLES_FILE}"),
         _env("DUCKMESH_DRAIN_S", DRAIN_S),
     ]

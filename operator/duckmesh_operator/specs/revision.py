@@ -19,8 +19,9 @@ _NOT_IN_PODS = (
     *("snapshots", "compaction", "version"),
 )
 
-#: Parts of `spec.snapshots` that the ingest pods get.
+#: Parts of `spec.snapshots` and of `spec.compaction` that the ingest pods get.
 _SNAPSHOTS = ("keepFor", "keepLast")
+_COMPACTION = ("enabled", "smallFiles")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ def build_inputs(context: Context, component: str) -> Manifest:
     if component == "ingest":
         raw = context.tenant.raw_spec
         inputs["snapshots"] = digest([dig(raw, "snapshots", name) for name in _SNAPSHOTS])
+        inputs["compaction"] = digest([dig(raw, "compaction", name) for name in _COMPACTION])
     return inputs
 
 

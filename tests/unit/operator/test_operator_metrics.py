@@ -81,3 +81,24 @@ def test_labels_are_those_of_the_contract() -> None:
     for sample in samples:
         assert set(sample.labels) == NAMES[sample.name.removeprefix("duckmesh_operator_")]
     assert len(samples) == 2
+
+
+def test_compactors_show_debt_and_troubles() -> None:
+    collector = metrics.CompactorCollector(
+        lambda: {"team/acme": 7}, lambda: {"team/night": {("LastRunSucceeded", "Failed")}}
+    )
+
+    found = [
+        (sample.name.removeprefix("duckmesh_operator_"), sample.labels, sample.value)
+        for family in collector.collect()
+        for sample in family.samples
+    ]
+
+    assert found == [
+        ("tenant_debt_files", {"tenant": "team/acme"}, 7),
+        (
+            "compactor_condition",
+            {"compactor": "team/night", "condition": "LastRunSucceeded", "reason": "Failed"},
+            1,
+        ),
+    ]

@@ -67,7 +67,9 @@ class World:
         self.restart()
 
     def restart(self) -> None:
-        """A new process."""
+        """A new process, which has swept the catalog once and reconciled no Tenant."""
+        self.board = LagBoard()
+        self.board.update("default", self.reports.values())
         self.reconciler = CompactorReconciler(
             api=self.api,
             settings=self.settings,
@@ -339,6 +341,8 @@ async def test_a_failed_run_is_reported_and_tried_again_later(world: World) -> N
     await world.run()
     (second,) = set(world.jobs) - {first}
     assert world.jobs[second]["metadata"]["annotations"]["duckmesh.io/attempt"] == "2"
+    await world.run()
+    assert world.said()["LastRunSucceeded"] == ("False", "Failed")
 
     world.end(second, result="Succeeded")
     await world.run()
@@ -376,7 +380,7 @@ async def test_each_tenant_that_can_have_no_run_is_named_with_the_reason(world: 
     for name in ("sleeping", "still", "leaving", "wrong"):
         world.says(name, files=900)
     world.reports.pop("new")
-    world.board.forget("team/new")
+    world.restart()
     world.compactor(ALL | TRIGGER)
 
     await world.run()

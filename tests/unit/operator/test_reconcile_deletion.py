@@ -303,6 +303,29 @@ async def test_workers_end_then_the_data_goes_then_the_tenant(world: World) -> N
     assert await world.run() is None
 
 
+async def test_runs_of_compactors_end_before_the_data_goes(world: World) -> None:
+    """One that still runs would write files behind the purge."""
+    await world.serve()
+    labels = {"duckmesh.io/tenant-uid": UID, "app.kubernetes.io/component": "compact"}
+    about = {"apiVersion": "batch/v1", "kind": "Job"}
+    world.api.add(about | {"metadata": {"name": "c-1", "namespace": "team", "labels": labels}})
+    others = labels | {"duckmesh.io/tenant-uid": OLD}
+    world.api.add(about | {"metadata": {"name": "c-2", "namespace": "team", "labels": others}})
+    world.ask_to_delete()
+
+    await world.run()
+    assert "deletionTimestamp" in world.api.objects["Job", "team", "c-1"]["metadata"]
+    for item in world.deployments():
+        world.api.remove(DEPLOYMENT, "team", item["metadata"]["name"])
+    await world.run()
+    assert not world.has_job(purge_job(UID))
+
+    world.api.end_pods()
+    await world.run()
+    assert world.has_job(purge_job(UID))
+    assert "deletionTimestamp" not in world.api.objects["Job", "team", "c-2"]["metadata"]
+
+
 async def test_a_deletion_that_waits_writes_nothing(world: World) -> None:
     await world.serve()
     world.ask_to_delete()

@@ -203,6 +203,16 @@ def test_query_pods_may_not_go_to_siblings() -> None:
     assert len(policy["spec"]["egress"]) == 3
 
 
+def test_runs_of_compactors_serve_nobody_and_reach_catalog_and_store_only() -> None:
+    policy: Any = build_network_policy(make_context(), "compact")
+
+    assert policy["metadata"]["name"] == "acme-compact"
+    assert policy["spec"]["podSelector"] == selector("compact")
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["spec"]["ingress"] == []
+    assert len(policy["spec"]["egress"]) == 3
+
+
 def test_without_a_place_the_ports_are_open_anywhere() -> None:
     store = make_settings().stores["default"]
     context = make_context(
@@ -282,6 +292,8 @@ def test_an_ingest_template_in_full() -> None:
                         env("FRESHNESS_TARGET_MS", "5000"),
                         env("SNAPSHOT_KEEP_FOR_S", "604800"),
                         env("SNAPSHOT_KEEP_LAST", "10"),
+                        env("COMPACTION_ENABLED", "true"),
+                        env("COMPACTION_SMALL_FILES", "16"),
                         env("TABLES_FILE", "/etc/duckmesh/tables/tables.json"),
                         env("DRAIN_S", "20"),
                     ],
@@ -526,6 +538,8 @@ BASE = {"ingest": {"replicas": 2, "batch": {"maxRows": 5}}, "freshness": {"targe
         pytest.param(BASE | {"snapshots": {"keepFor": "48h"}}, 2, False, id="keepFor"),
         pytest.param(BASE | {"snapshots": {"keepLast": 3}}, 2, False, id="keepLast"),
         pytest.param(BASE | {"snapshots": {"maxAge": "5m"}}, 2, True, id="maxAge"),
+        pytest.param(BASE | {"compaction": {"enabled": False}}, 2, False, id="enabled"),
+        pytest.param(BASE | {"compaction": {"smallFiles": 9}}, 2, False, id="smallFiles"),
         pytest.param(BASE | {"ingest": {"batch": {"maxRows": 6}}}, 2, False, id="batch"),
     ],
 )
@@ -573,13 +587,15 @@ def test_what_workers_are_compared_by_is_for_ever() -> None:
         "platform": "447f202f228c25ab",
         "generation": 1,
         "snapshots": "95cb9b4f84ceff13",
+        "compaction": "95cb9b4f84ceff13",
     }
 
 
 def test_a_revision_of_the_first_release_holds_and_is_made_whole() -> None:
     """It says nothing of what later releases look at, and neither does their operator when it is back."""
     context = make_context(BASE)
-    first = {key: value for key, value in revise(BASE, 1).items() if key != "snapshots"}
+    later = ("snapshots", "compaction")
+    first = {key: value for key, value in revise(BASE, 1).items() if key not in later}
     found = next_revision(context, "ingest", None, template={"spec": {}}, inputs=first)
     changed = revise(BASE | {"suspend": True}, 2)
 
