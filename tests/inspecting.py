@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -68,7 +69,11 @@ def replaced(file: Path, content: bytes) -> Iterator[None]:
 
 async def maintain(lake: Lake, *calls: str) -> None:
     """Run functions of DuckLake as the holder of the maintenance lease, each in a commit of its own."""
-    connection = attach(lake, "m", await take_over(lake, "m"))
+    await asyncio.to_thread(_maintain, lake, await take_over(lake, "m"), calls)
+
+
+def _maintain(lake: Lake, epoch: int, calls: Sequence[str]) -> None:
+    connection = attach(lake, "m", epoch)
     info = """extra_info => '{"role":"m"}'"""
     try:
         for call in calls:

@@ -34,6 +34,7 @@ from tests.services import Lake
 from tests.upkeep import maintenance_of
 
 DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 Claim = Callable[[], Awaitable[bool]]
 
@@ -88,7 +89,7 @@ async def fill(lake: Lake) -> list[Path]:
 async def test_old_files_without_a_name_are_told_and_removed_when_asked_for(lake: Lake) -> None:
     named = await fill(lake)
     old = [left(lake, "old-1.parquet", DAY + MINUTE, 10), left(lake, "old-2", 9 * DAY, 5)]
-    young = left(lake, "young.parquet", DAY - 5 * MINUTE)
+    young = left(lake, "young.parquet", DAY - HOUR)
 
     told = await look(lake)
 
@@ -105,7 +106,7 @@ async def test_old_files_without_a_name_are_told_and_removed_when_asked_for(lake
 
 
 async def test_no_younger_file_goes_whatever_is_asked_for(lake: Lake) -> None:
-    young = left(lake, "young.parquet", DAY - 5 * MINUTE)
+    young = left(lake, "young.parquet", DAY - HOUR)
 
     assert (await look(lake, Removal.DELETE, older_than_s=0)).files == 0
 

@@ -68,6 +68,19 @@ def write_parts(
     return tally
 
 
+def foretold(parts: Sequence[TableRows | TableFile]) -> Tally | None:
+    """What `write_parts` will return, if that can be said before: not of keyed tables."""
+    tally = Tally()
+    for part in parts:
+        if isinstance(part, TableFile):
+            tally.add(part.table, inserted=part.file.rows)
+        elif key_of(part.rows.schema):
+            return None
+        else:
+            tally.add(part.table, inserted=part.rows.num_rows)
+    return tally
+
+
 def make_table(connection: duckdb.DuckDBPyConnection, table: TableDef) -> Tally:
     """Create a table; one with the same columns may be there.
 

@@ -35,8 +35,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 3600.0
-FIRST_S: Final = 120.0
-"""After its start a process waits up to so long, a random part of it, before the first check beside the committer."""
+FIRST_S: Final = 300.0
+"""The longest wait from the start of a process to the first check beside the committer; half of it is the shortest."""
 
 BUSY_S: Final = 60.0
 """After which it is looked again whether the catalog has time."""
@@ -210,7 +210,8 @@ class IntegrityWatch:
             await end(task)
 
     async def _run(self) -> None:
-        wait_s = random.uniform(0, self._first_s)  # noqa: S311 - not all lakes of a node at once
+        # Not all lakes of a node at once.
+        wait_s = random.uniform(self._first_s / 2, self._first_s)  # noqa: S311 - no secret
         while True:
             await asyncio.sleep(wait_s)
             wait_s = self._interval_s if await self._look() else self._busy_s
