@@ -230,16 +230,18 @@ async def test_nothing_is_named_while_rows_come_and_files_are_merged_and_removed
         monkeypatch.setattr(module, "ALL_FOR", timedelta(0))
     rng = random.Random(7)  # noqa: S311 - to be repeated
     rounds = expiry_of(lake, keep=SnapshotSettings(keep_for_s=0, keep_last=1), files_stay_s=0)
-    service, wrong = integrity_of(lake), []
+    service, wrong, maintained = integrity_of(lake), [], 0
     over = asyncio.Event()
 
     async def upkeep() -> None:
+        nonlocal maintained
         while not over.is_set():
             with suppress(duckdb.Error):  # a commit came first: the next round merges it
                 for table in ("events", "keyed"):
                     await maintain(lake, f"ducklake_merge_adjacent_files('lake', '{table}')")
             with suppress(Unavailable):
                 await rounds.round()
+            maintained += 1
 
     async def load(bus: PostgresBus) -> int:
         last = 0
@@ -259,7 +261,9 @@ async def test_nothing_is_named_while_rows_come_and_files_are_merged_and_removed
         async with asyncio.TaskGroup() as group:
             group.create_task(load(bus))
             group.create_task(upkeep())
-            for turn in range(6):
+            turn = 0
+            while turn < 6 or maintained < 4:
+                turn += 1
                 report = await service.check(Mode.DEEP if turn % 2 else Mode.CHEAP)
                 wrong += [] if report.is_healthy else [report]
             over.set()
