@@ -73,7 +73,10 @@ class CatalogCopier:
         self._data_url = data_url
         self._engine: Engine | None = None
         self._opening = asyncio.Lock()
-        self._scratch = tempfile.TemporaryDirectory(prefix="duckmesh-freeze-")
+        # A thread that was given up may still write there while it is removed.
+        self._scratch = tempfile.TemporaryDirectory(
+            prefix="duckmesh-freeze-", ignore_cleanup_errors=True
+        )
         self._tables: dict[str, dict[str, str]] = {}
         self._rows = CatalogRows(lake, {})
         self._working: _Working | None = None  # None when nobody knows what it holds
