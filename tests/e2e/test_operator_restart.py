@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tests.e2e.product import SYSTEM, Tenant, wait_for
+from tests.e2e.runbooks import on_call
 
 KINDS = "deployments,services,secrets,networkpolicies,poddisruptionbudgets,controllerrevisions"
 
 
-def test_a_restarted_operator_writes_nothing_and_restarts_nothing(tenant: Tenant) -> None:
+def test_a_restarted_operator_writes_nothing_and_restarts_nothing(
+    tenant: Tenant, tmp_path: Path
+) -> None:
     tenant.apply()
     tenant.wait("Ready")
     wait_for("children at rest", lambda: _children(tenant) == _children(tenant), 20)
     children, pods = _children(tenant), _pods(tenant)
-    operator = "deployment/duckmesh-operator"
 
-    tenant.kube.kubectl("rollout", "restart", operator, "-n", SYSTEM)
-    tenant.kube.kubectl("rollout", "status", operator, "-n", SYSTEM, "--timeout=120s")
+    with on_call(tenant, tmp_path) as shell:
+        shell.follow("operator-down.md", "Diagnosis", "Mitigation")
+        operator = ("deployment/duckmesh-operator", "-n", SYSTEM)
+        tenant.kube.kubectl("rollout", "status", *operator, "--timeout=120s")
+        shell.follow("operator-down.md", "Verification")
     tenant.kube.kubectl(
         *("patch", "tenant", tenant.name, "-n", tenant.namespace, "--type=merge"),
         *("-p", '{"spec": {"freshness": {"sustainedFor": "45s"}}}'),

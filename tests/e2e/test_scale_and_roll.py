@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.e2e.api import Api
 from tests.e2e.product import VERSION, Tenant, wait_for
+from tests.e2e.runbooks import on_call
 from tests.e2e.test_kubectl_duckmesh import environment
 
 TABLE = {
@@ -63,7 +64,9 @@ def test_no_acknowledged_write_is_lost_or_doubled_while_workers_come_and_go(tena
             assert api.rows(f"{COUNTS} WHERE writer = {writer}", token) == [[acked, acked, acked]]
 
 
-def test_a_version_without_images_leaves_the_pods_and_can_be_taken_back(tenant: Tenant) -> None:
+def test_a_version_without_images_leaves_the_pods_and_can_be_taken_back(
+    tenant: Tenant, tmp_path: Path
+) -> None:
     tenant.apply()
     tenant.wait("Ready")
     before = _uids(tenant)
@@ -79,6 +82,8 @@ def test_a_version_without_images_leaves_the_pods_and_can_be_taken_back(tenant: 
     assert before < _uids(tenant)
     assert _images(tenant, "query") == {VERSION}
 
+    with on_call(tenant, tmp_path) as shell:
+        shell.follow("workers-not-ready.md", "Diagnosis", "A bad version", "Verification")
     back = _upgrade(tenant, "--to", VERSION)
     assert back.returncode == 0, back.stdout + back.stderr
     wait_for("only the pods of before", lambda: _uids(tenant) == before, 120)
