@@ -93,6 +93,37 @@ END $do$;
 """
 
 
+#: A row comes in, and stays on the bus; or all that wait become visible.
+_WAIT: Final = """
+DO $do$
+DECLARE n bigint;
+BEGIN
+  UPDATE "{lake}_bus".head SET last = last + 1 RETURNING last INTO n;
+  INSERT INTO "{lake}_bus".entry (last, first, kind, table_name, schema_version, row_count, byte_count, payload)
+  VALUES (n, n, 'rows', 'events', 1, 1, 1, '');
+END $do$;
+"""
+_CATCH_UP: Final = """
+DO $do$
+DECLARE n bigint;
+BEGIN
+  DELETE FROM "{lake}_bus".entry;
+  SELECT last FROM "{lake}_bus".head INTO n;
+  UPDATE duckmesh.lake_status AS s SET token = n, committed_at = clock_timestamp() WHERE s.lake = '{lake}';
+END $do$;
+"""
+
+
+async def let_a_row_wait(connection: asyncpg.Connection, lake: str) -> None:
+    """Let a row come into a light lake; it waits until `catch_up`."""
+    await connection.execute(_WAIT.format(lake=lake))
+
+
+async def catch_up(connection: asyncpg.Connection, lake: str) -> None:
+    """Let all that waits in a light lake become visible."""
+    await connection.execute(_CATCH_UP.format(lake=lake))
+
+
 async def move_lakes(connection: asyncpg.Connection, lakes: list[str]) -> None:
     """Let input come into lakes and leave the bus again, as under steady load; call it every second."""
     await connection.execute(_MOVE.format(lakes=",".join(lakes)))

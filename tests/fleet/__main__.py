@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
+from duckmesh_operator.lag import bucket_of
 from duckmesh_operator.names import LEASE, TENANT
 from tests.bench.figures import cpu_seconds, machine, memory_of, quantiles, show
-from tests.controlplane.lakes import move_lakes
+from tests.controlplane.lakes import catch_up, let_a_row_wait, move_lakes
 from tests.controlplane.operators import OperatorProcess
 from tests.controlplane.world import SYSTEM, World, ended, is_current, running_world, until
 from tests.e2e.cluster.settings import KUBERNETES_VERSION
@@ -32,6 +33,8 @@ PER_NAMESPACE = 50
 MOVING = 10
 #: Specs changed one by one, in each of two rates.
 CHANGES = 200
+#: A row waits so long each time that the LAG column is held to the truth.
+WAITS_S = (4, 12, 70)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,7 @@ async def run(tenants: int, steady_s: float) -> Sequence[str]:
                 async with moving(fleet) as lakes:
                     await steady(fleet, operator, steady_s, lakes)
                     await reactions(fleet)
+                    await lag_column(fleet, lakes)
                     await restart(fleet, operator)
                     await take_over(fleet, operator)
                     await deaf(fleet)
@@ -182,14 +186,20 @@ async def create(fleet: Fleet) -> None:
     )
 
 
+async def light_lakes(connection: asyncpg.Connection) -> dict[str, str]:
+    """Lakes and their Tenants, without the first: it is whole, and its fence takes no rows by hand."""
+    light = "to_regprocedure(quote_ident(lake || '_bus') || '.known_keys(bytea[],bytea[])') IS NULL"
+    rows = await connection.fetch(
+        f"SELECT lake, tenant FROM duckmesh.lake WHERE {light} ORDER BY lake"
+    )
+    return {row["lake"]: row["tenant"] for row in rows}
+
+
 @asynccontextmanager
 async def moving(fleet: Fleet) -> AsyncIterator[list[str]]:
     """Rows come into some lakes every second while the block runs."""
     connection = await asyncpg.connect(fleet.world.dsn)
-    rows = await connection.fetch("SELECT lake FROM duckmesh.lake ORDER BY lake")
-    # The first lake is whole, and its fence takes no rows by hand.
-    light = "SELECT to_regprocedure(quote_ident($1 || '_bus') || '.known_keys(bytea[],bytea[])') IS NULL"
-    lakes = [row["lake"] for row in rows if await connection.fetchval(light, row["lake"])][::MOVING]
+    lakes = [*await light_lakes(connection)][::MOVING]
 
     async def move() -> None:
         while True:
@@ -276,6 +286,59 @@ async def reactions(fleet: Fleet) -> None:
         "none",
         show(quantiles(burst)),
     )
+
+
+async def lag_column(fleet: Fleet, moving: Sequence[str]) -> None:
+    """A row waits in one lake, for some seconds and longer: how long the column is more than a bucket from the truth."""
+    connection = await asyncpg.connect(fleet.world.dsn)
+    try:
+        found = await light_lakes(connection)
+        lake, tenant = next(item for item in found.items() if item[0] not in moving)
+        off = _Off()
+        for seconds in WAITS_S:
+            await let_a_row_wait(connection, lake)
+            came = time.monotonic()
+            while (waited := time.monotonic() - came) < seconds:
+                off.look(waited, _lag_of(fleet, tenant))
+                await asyncio.sleep(0.1)
+            await catch_up(connection, lake)
+            went = time.monotonic()
+            while time.monotonic() - went < 30:
+                off.look(0, _lag_of(fleet, tenant))
+                await asyncio.sleep(0.1)
+    finally:
+        await connection.close()
+    fleet.add(
+        f"LAG column: longest time more than a bucket from the truth, a row waiting {WAITS_S} s",
+        "<= 15 s",
+        f"{off.longest_s:.1f} s",
+    )
+
+
+@dataclass
+class _Off:
+    """How long a column was without a break more than a bucket from the truth."""
+
+    longest_s: float = 0
+    _since: float | None = None
+
+    def look(self, lag_s: float, shown: str) -> None:
+        now = time.monotonic()
+        if abs(_BUCKETS.index(bucket_of(lag_s)) - _BUCKETS.index(shown)) <= 1:
+            self._since = None
+            return
+        self._since = self._since if self._since is not None else now
+        self.longest_s = max(self.longest_s, now - self._since)
+
+
+#: Of the LAG column, in order.
+_BUCKETS = list(dict.fromkeys(bucket_of(seconds) for seconds in range(7200)))
+
+
+def _lag_of(fleet: Fleet, tenant: str) -> str:
+    status = fleet.seen[tenant].get("status", {})
+    assert isinstance(status, dict)
+    return str(status.get("ingest", {}).get("lag", "0s"))
 
 
 async def restart(fleet: Fleet, operator: OperatorProcess) -> None:
