@@ -488,8 +488,7 @@ def _note(run: Run) -> Note:
         message = f"Tenant {run.tenant}: the run {run.name} failed: {reason}."
         return Note(reason="RunFailed", message=message, about=run.name)
     rest = " The next one goes on from there." if run.result == "Partial" else ""
-    message = (
-        f"Tenant {run.tenant}: the run {run.name} made {run.files_out} files of {run.files_in} and wrote "
-        f"{run.bytes_rewritten} bytes.{rest}"
-    )
+    done = f"made {run.files_out} files of {run.files_in}, {run.bytes_rewritten} bytes"
+    done = done if run.files_in else "found nothing to merge"
+    message = f"Tenant {run.tenant}: the run {run.name} {done}.{rest}"
     return Note(reason="RunSucceeded", message=message, about=run.name)
