@@ -121,8 +121,9 @@ def parquet() -> bytes:
 
 STORY = (
     "live", "ready", "describe", "create_table", "list_tables", "read_table", "ingest", "visible", "events",
-    "alter_table", "read_versions", "query", "lag", "run_integrity", "list_snapshots", "read_snapshot", "list_files",
-    "pin_snapshot", "unpin_snapshot", "list_letters", "read_letter", "replay_letter", "drop_letter", "replay_letters",
+    "alter_table", "read_versions", "query", "lag", "run_compaction", "run_retention", "run_integrity",
+    "list_snapshots", "read_snapshot", "list_files", "pin_snapshot", "unpin_snapshot",
+    "list_letters", "read_letter", "replay_letter", "drop_letter", "replay_letters",
     "drop_letters", "restore", "drop_table",
 )  # fmt: skip
 """Every call, in an order in which each can work."""

@@ -1,4 +1,4 @@
-"""The command `duckmesh`: processes of a cluster (`serve`, `sandbox`, `migrate`, `purge`), a laptop (`dev`), and the client.
+"""The command `duckmesh`: processes and Jobs of a cluster (`serve`, `sandbox`, `migrate` ...), a laptop (`dev`), the client.
 
 Reads the environment once and hands settings down. Every body imports what it needs, so that `--help` and the client
 commands do not load an engine.
@@ -53,6 +53,7 @@ def main(
     """A small lakehouse per tenant: rows in by HTTP, SQL out a moment later."""
     context.obj = {
         "way": _way,
+        "job": _compact_job,
         "program": "duckmesh",
         "url": url,
         "api_key": api_key,
@@ -64,6 +65,17 @@ def _way(url: str | None, api_key: str | None) -> AbstractContextManager[Connect
     from duckmesh_runtime.cli.connection import from_here
 
     return from_here(url, api_key)
+
+
+def _compact_job() -> None:
+    """What `compact` is in a Compactor's Job."""
+    from duckmesh_runtime.settings import compact_from_env
+    from duckmesh_runtime.wiring import run_compact
+
+    with _refusing_bad_settings():
+        settings = compact_from_env(os.environ)
+        _log("compact", settings.tenant, "json", "info")
+        sys.exit(run_compact(settings))
 
 
 @main.group(epilog=examples("duckmesh serve ingest"))

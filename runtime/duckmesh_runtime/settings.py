@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 from urllib.parse import urlsplit
+
+import msgspec
 
 from duckmesh_runtime.errors import SettingsError
 
 T = TypeVar("T")
+_Size = Annotated[int, msgspec.Meta(ge=1, le=2**50)]
+
+RUN: Final = "DUCKMESH_RUN"
+"""The variable that makes `duckmesh compact` the program of a Compactor's Job."""
 
 
 _SANDBOX_SOCKET: Final = Path("/run/duckmesh/sandbox/sandbox.sock")
@@ -369,6 +376,79 @@ def purge_from_env(env: Mapping[str, str]) -> PurgeSettings:
     return settings
 
 
+class RunSettings(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
+):
+    """What a Compactor's Job is to do: the JSON of DUCKMESH_RUN.
+
+    Attributes:
+        id: Names the run in the report.
+        target_file_size: Bytes of a finished file.
+        tiers: Sizes at which files move up, ascending and below the target.
+        max_bytes_per_run: Most bytes to read; None for all there is.
+        keep_for_s: Age in seconds past which a snapshot goes; None leaves expiry to the committer.
+        keep_last: The newest snapshots that stay whatever their age.
+        orphans: What to do about files that nothing names.
+        orphans_older_than_s: How old they must be, in seconds.
+        integrity: Which check of the files to make.
+    """
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    target_file_size: Annotated[int, msgspec.Meta(ge=2**20, le=2**40)]
+    tiers: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=8)]
+    max_bytes_per_run: _Size | None
+    keep_for_s: Annotated[int, msgspec.Meta(ge=600, le=2**34)] | None
+    keep_last: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None
+    orphans: Literal["Report", "Delete", "None"]
+    orphans_older_than_s: Annotated[int, msgspec.Meta(ge=0, le=2**34)]
+    integrity: Literal["Cheap", "Deep", "None"]
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """The tiers and the target, ascending."""
+        return (*self.tiers, self.target_file_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactSettings:
+    """What a Compactor's Job needs.
+
+    Attributes:
+        tenant: `namespace/name`, for logs.
+        lake: Catalog schema of the lake.
+        store: Where the Parquet lies.
+        maintenance_dir: Folder with `dsn` of the maintenance login.
+        pod_name: Names this process in heartbeats and logs.
+        run: What to do.
+    """
+
+    tenant: str
+    lake: str
+    store: StoreSettings
+    maintenance_dir: Path
+    pod_name: str
+    run: RunSettings
+
+
+def compact_from_env(env: Mapping[str, str]) -> CompactSettings:
+    """Read the settings of `compact` in a Job.
+
+    Raises:
+        SettingsError: Lists every missing or bad value.
+    """
+    read = _Reader(env)
+    settings = CompactSettings(
+        tenant=read.text("DUCKMESH_TENANT"),
+        lake=read.text("DUCKMESH_LAKE"),
+        store=_store(read),
+        maintenance_dir=Path(read.text("DUCKMESH_MAINTENANCE_DIR")),
+        pod_name=read.text("DUCKMESH_POD_NAME", "compact"),
+        run=read.run(RUN),
+    )
+    read.check()
+    return settings
+
+
 def _query_limits(read: _Reader) -> QueryLimits:
     return QueryLimits(
         concurrency=read.number("DUCKMESH_QUERY_CONCURRENCY", 4, 1, 256),
@@ -423,6 +503,22 @@ class _Reader:
             return value
 
         return self._take(name, default, parse, "one of " + ", ".join(allowed))
+
+    def run(self, name: str) -> RunSettings:
+        """The run of a Job.
+
+        Raises:
+            SettingsError: It is no such JSON; lists what is missing or bad beside it too.
+        """
+        try:
+            found = msgspec.json.decode(self.text(name), type=RunSettings)
+            if not all(one < next_ for one, next_ in pairwise(found.limits)):
+                raise msgspec.ValidationError("`tiers` must ascend and be below `targetFileSize`")
+        except msgspec.MsgspecError as error:
+            self.bad.append(f"{name}: {error}")
+            self.check()
+            raise
+        return found
 
     def check(self) -> None:
         """Raise what was collected."""

@@ -18,8 +18,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Final
 
 from duckmesh_runtime.errors import DuckmeshError, SettingsError, Unavailable
+from duckmesh_runtime.ports import LakeCheck, LakeMaintenance
 from duckmesh_runtime.roles import ingest_role, query_role
-from duckmesh_runtime.settings import MigrateSettings, PurgeSettings, Settings
+from duckmesh_runtime.settings import CompactSettings, MigrateSettings, PurgeSettings, Settings
 from duckmesh_runtime.web.app import Server, build_api, build_metrics
 from duckmesh_runtime.web.auth import KeyRing
 from duckmesh_runtime.web.health import Health
@@ -90,6 +91,41 @@ def run_purge(settings: PurgeSettings) -> int:
         logger.error("purge failed", extra={"error_code": error.code, "problem": error.message})
         return 1
     return 0
+
+
+def run_compact(settings: CompactSettings) -> int:
+    """Do the run of a Compactor's Job; returns the exit code. Safe to repeat. SIGTERM ends it in order."""
+    return asyncio.run(_compact(settings))
+
+
+async def _compact(settings: CompactSettings) -> int:
+    from duckmesh_runtime.adapters.integrity import open_check
+    from duckmesh_runtime.adapters.maintenance import open_maintenance
+    from duckmesh_runtime.adapters.objects import StoreObjects
+    from duckmesh_runtime.services.compact_job import CompactJob
+    from duckmesh_runtime.services.job_steps import steps_of
+
+    def opener() -> AbstractAsyncContextManager[LakeMaintenance]:
+        return open_maintenance(
+            lake=settings.lake,
+            store=settings.store,
+            secret_dir=settings.maintenance_dir,
+            holder=settings.pod_name,
+        )
+
+    def checking() -> AbstractAsyncContextManager[LakeCheck]:
+        return open_check(lake=settings.lake, secret_dir=settings.maintenance_dir)
+
+    stop = _stop_on_signals()
+    steps = steps_of(
+        settings.run,
+        open_check=checking,
+        open_maintenance=opener,
+        store=StoreObjects(settings.store),
+        stop=stop,
+    )
+    job = CompactJob(opener, run=settings.run, stop=stop, steps=steps)
+    return 0 if await job.run() else 1
 
 
 def _end_at_once(number: int, _: object) -> None:

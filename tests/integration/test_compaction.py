@@ -98,6 +98,25 @@ async def test_partitions_stay_apart_and_versions_of_a_table_too(lake: Lake) -> 
     writer.connection.close()
 
 
+async def test_a_table_that_cannot_be_merged_holds_up_no_other(lake: Lake) -> None:
+    """DuckLake cannot sort the files of before the type of a column was widened by which it sorts."""
+    writer = await lake_writer(lake)
+    writer.commit("CREATE TABLE lake.a (id INTEGER)")
+    writer.commit("ALTER TABLE lake.a SET SORTED BY (id)")
+    writer.commit("CREATE TABLE lake.t (id BIGINT)")
+    for number in range(4):
+        writer.commit(f"INSERT INTO lake.a VALUES ({number})")
+        writer.commit(f"INSERT INTO lake.t SELECT {number} FROM range(5000)")
+    writer.commit("ALTER TABLE lake.a ALTER COLUMN id SET DATA TYPE BIGINT")
+    writer.connection.close()
+
+    progress = await compaction_of(lake).run()
+
+    assert (progress.status, progress.slices) == (Status.PARTIAL, 1)
+    assert sorted(await _files_by_table(LakeView(lake), lake)) == [1, 4]
+    assert LakeView(lake).ids("a") == [0, 1, 2, 3]
+
+
 async def test_a_run_rewrites_files_of_which_much_is_deleted(lake: Lake) -> None:
     writer = await lake_writer(lake)
     writer.commit("CREATE TABLE lake.t (id BIGINT)")

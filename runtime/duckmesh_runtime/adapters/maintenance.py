@@ -230,6 +230,11 @@ class DuckLakeMaintenance:
         except (duckdb.Error, TimeoutError, OSError) as error:
             if is_conflict(error, work.step):
                 return Compacted()
+            if isinstance(error, duckdb.InternalException) and work.step == "work":
+                # DuckLake cannot sort files of before a column of the sort order was widened. Its engine is of no use now.
+                logger.warning("files cannot be merged", extra={"table": piece.table})
+                await self._close_engine()
+                return Compacted()
             # As below: no text of the engine.
             logger.info("slice not done", extra={"error_type": type(error).__name__})
             problem = (
@@ -284,9 +289,7 @@ class DuckLakeMaintenance:
 
     async def close(self) -> None:
         """Withdraw the lease and close; safe to repeat."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.close()
+        await self._close_engine()
         with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             if self._epoch is not None and not self._connection.is_closed():
                 await self._beat(0)
@@ -295,6 +298,11 @@ class DuckLakeMaintenance:
             await self._connection.close(timeout=1)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             self._connection.terminate()
+
+    async def _close_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.close()
 
     async def _take_over(self) -> int | None:
         files = f"{quoted(self._lake)}.ducklake_files_scheduled_for_deletion"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from duckmesh_runtime.cli.compact import compact
 from duckmesh_runtime.cli.completion import completion
 from duckmesh_runtime.cli.connected import ANSWER, REFUSED, connected, examples
 from duckmesh_runtime.cli.dead_letters import dead_letters
@@ -208,6 +209,7 @@ COMMANDS: Final = (
     tables,
     snapshots,
     dead_letters,
+    compact,
     integrity,
     status,
     completion,

@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from duckmesh_runtime import metrics
 from duckmesh_runtime.domain.thinning import ALL_FOR, expired, slices
 from duckmesh_runtime.errors import DuckmeshError, Unavailable
 from duckmesh_runtime.ports import LakeMaintenance, Upkeep
+from duckmesh_runtime.services.compaction import Status
 from duckmesh_runtime.settings import SnapshotSettings
 from duckmesh_runtime.tasks import end
 
@@ -35,6 +38,27 @@ SLICE: Final = 500
 
 MOST: Final = 20 * SLICE
 """Snapshots to give up in one round."""
+
+May = Callable[[], Awaitable[bool]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Expired:
+    """What a run has done.
+
+    Attributes:
+        snapshots: Snapshots given up.
+        files: Files removed from the store.
+        snapshots_kept: Snapshots that are left, about.
+        files_waiting: Files without a snapshot that are still stored, about.
+        status: How it ended.
+    """
+
+    snapshots: int = 0
+    files: int = 0
+    snapshots_kept: int = 0
+    files_waiting: int = 0
+    status: Status = Status.DONE
 
 
 class Expiry:
@@ -81,9 +105,31 @@ class Expiry:
         Raises:
             Unavailable: Catalog or store do not answer, or another process maintains the lake by now; what is done stays.
         """
-        if not self._active():
-            return
+        if self._active():
+            await self.run(self._active)
+
+    async def run(self, goes_on: Callable[[], bool] = lambda: True) -> Expired:
+        """Do what there is to do, as far as some seconds go.
+
+        Args:
+            goes_on: Whether to take another step.
+
+        Raises:
+            Unavailable: As `round`.
+        """
         end = self._clock() + ROUND_S
+        done = Expired()
+
+        async def may(lake: LakeMaintenance) -> bool:
+            """Whether to take another step; the lease is ours then."""
+            if not goes_on() or self._clock() >= end:
+                done.status = Status.PARTIAL
+                return False
+            if not await lake.claim():
+                done.status = Status.BUSY
+                return False
+            return True
+
         async with self._open() as lake:
             upkeep = await lake.look(
                 keep_last=self._keep.keep_last, files_stay_s=self._files_stay_s
@@ -92,11 +138,14 @@ class Expiry:
             gone = await self._gone(lake, upkeep)
             if not gone and not upkeep.old_files:
                 metrics.maintained(None)
-                return
-            started = self._clock()
-            await self._expire(lake, gone, end)
-            await self._remove_files(lake, upkeep.old_files, end)
-            metrics.maintained(self._clock() - started)
+            else:
+                started = self._clock()
+                await self._expire(lake, gone, partial(may, lake), done)
+                await self._remove_files(lake, upkeep.old_files, partial(may, lake), done)
+                metrics.maintained(self._clock() - started)
+            done.snapshots_kept = upkeep.snapshots - done.snapshots
+            done.files_waiting = upkeep.files - done.files
+        return done
 
     async def _gone(self, lake: LakeMaintenance, upkeep: Upkeep) -> Sequence[int]:
         """The ids to give up, oldest first, looked for page by page; each page begins with the last one's end."""
@@ -116,24 +165,27 @@ class Expiry:
                 return list(gone)[:MOST]
             since = page[-1].id
 
-    async def _expire(self, lake: LakeMaintenance, gone: Sequence[int], end: float) -> None:
+    async def _expire(
+        self, lake: LakeMaintenance, gone: Sequence[int], may: May, done: Expired
+    ) -> None:
         for ids in slices(gone, SLICE):
-            if not await self._goes_on(lake, end):
+            if not await may():
                 return
             started = self._clock()
-            metrics.snapshots_expired(await lake.expire(ids))
+            expired_now = await lake.expire(ids)
+            done.snapshots += expired_now
+            metrics.snapshots_expired(expired_now)
             # Half of the time is the committer's alone.
             await asyncio.sleep(min(1.0, self._clock() - started))
 
-    async def _remove_files(self, lake: LakeMaintenance, most: int, end: float) -> None:
-        while most > 0 and await self._goes_on(lake, end):
+    async def _remove_files(
+        self, lake: LakeMaintenance, most: int, may: May, done: Expired
+    ) -> None:
+        while most > 0 and await may():
             removed = await lake.remove_files(stay_s=self._files_stay_s, limit=SLICE)
+            done.files += removed
             metrics.files_removed(removed)
             most = most - removed if removed else 0
-
-    async def _goes_on(self, lake: LakeMaintenance, end: float) -> bool:
-        """Whether to take another step; the lease is ours then."""
-        return self._active() and self._clock() < end and await lake.claim()
 
     async def _run(self) -> None:
         while True:

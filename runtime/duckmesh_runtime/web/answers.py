@@ -321,6 +321,41 @@ class DroppedMany(TypedDict):
     next_after: int | None
 
 
+class CompactionSummary(TypedDict):
+    """Of `CompactionRun`."""
+
+    files_in: int
+    files_out: int
+    bytes_rewritten: int
+    slices: int
+    conflicts: int
+    debt_files: int
+    debt_bytes: int
+
+
+class CompactionRun(TypedDict):
+    """Of `run_compaction`."""
+
+    status: Literal["done", "partial", "busy"]
+    summary: CompactionSummary
+
+
+class RetentionSummary(TypedDict):
+    """Of `RetentionRun`."""
+
+    snapshots_expired: int
+    files_removed: int
+    snapshots_kept: int
+    files_waiting: int
+
+
+class RetentionRun(TypedDict):
+    """Of `run_retention`."""
+
+    status: Literal["done", "partial", "busy"]
+    summary: RetentionSummary
+
+
 class IntegrityChecked(TypedDict):
     """Of `run_integrity`."""
 

@@ -12,6 +12,7 @@ from duckmesh_runtime.web import (
     events,
     ingest,
     integrity,
+    maintenance,
     nudge,
     query,
     restore,
@@ -93,6 +94,10 @@ ROUTES: Final = (
         operations.LIST_FILES,
     ),
     _route("GET", "/v1/lag", _OPS, ingest.lag, operations.LAG),
+    _route(
+        "POST", "/v1/compaction/run", _OPS, maintenance.run_compaction, operations.RUN_COMPACTION
+    ),
+    _route("POST", "/v1/retention/run", _OPS, maintenance.run_retention, operations.RUN_RETENTION),
     _route("POST", "/v1/integrity/run", _OPS, integrity.run_integrity, operations.RUN_INTEGRITY),
     _route("GET", "/v1/visible", ANYONE, events.visible, operations.VISIBLE),
     _route("GET", "/v1/events", ANYONE, events.events, operations.EVENTS),

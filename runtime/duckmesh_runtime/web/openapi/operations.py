@@ -236,6 +236,21 @@ LAG: Final = Operation(
     answer=LagReport,
     codes=_CATALOG,
 )
+RUN_COMPACTION: Final = Operation(
+    tag="Operations",
+    summary="Merge and rewrite files",
+    about="Of all sizes, as far as 20 seconds go: call it again while the answer is `partial`. No query and no write waits.",
+    answer=answers.CompactionRun,
+    codes=_CATALOG | {"STORAGE_UNAVAILABLE"},
+)
+RUN_RETENTION: Final = Operation(
+    tag="Operations",
+    summary="Give up old snapshots",
+    about="As the Tenant's `snapshots` says, and removes files that no snapshot has had for longer than any query takes; as "
+    "far as 20 seconds go: call it again while the answer is `partial`. Pinned snapshots stay.",
+    answer=answers.RetentionRun,
+    codes=_CATALOG | {"STORAGE_UNAVAILABLE"},
+)
 RUN_INTEGRITY: Final = Operation(
     tag="Operations",
     summary="Check the lake's files and rows",

@@ -1,0 +1,168 @@
+"""The run of a Compactor's Job: expiry, merges from small to large and rewrites, files removed, then further steps.
+
+Each part works in short steps, so a run that is told to end does so in order. Whatever happens, the report says how it
+ended, as long as the catalog answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from typing import Final
+
+from duckmesh_runtime.domain.compaction import Bounds, Slice
+from duckmesh_runtime.errors import DuckmeshError, Unavailable
+from duckmesh_runtime.ports import LakeMaintenance
+from duckmesh_runtime.services.compaction import Progress, Status, compact
+from duckmesh_runtime.services.expiry import Expiry
+from duckmesh_runtime.settings import FILES_STAY_S, RunSettings, SnapshotSettings
+
+logger = logging.getLogger(__name__)
+
+WAIT_S: Final = 120.0
+"""So long it is waited for the process that maintains the lake now: its rounds take seconds."""
+PAUSE_S: Final = 2.0
+LARGEST_SLICE: Final = 512 * 2**20
+"""Bytes of one transaction: some minutes at most, and its memory does not grow with it."""
+
+Opener = Callable[[], AbstractAsyncContextManager[LakeMaintenance]]
+Step = tuple[str, Callable[[], Awaitable[None]]]
+"""A further part of a run: its name and what it does."""
+
+
+class CompactJob:
+    """One run.
+
+    Args:
+        open_maintenance: Connects; the lease is free again when it is closed.
+        run: What to do.
+        stop: Set when it has to end.
+        steps: What comes after compaction and expiry, in this order.
+        wait_s: See `WAIT_S`.
+        pause_s: Seconds between two tries to get the lease.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        open_maintenance: Opener,
+        *,
+        run: RunSettings,
+        stop: asyncio.Event,
+        steps: Sequence[Step] = (),
+        wait_s: float = WAIT_S,
+        pause_s: float = PAUSE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open = open_maintenance
+        self._run = run
+        self._stop = stop
+        self._steps = steps
+        self._wait_s = wait_s
+        self._pause_s = pause_s
+        self._clock = clock
+        self._progress = Progress()
+
+    async def run(self) -> bool:
+        """Do it and report it; whether it ended well, in whole or in part."""
+        started_at, error = _now(), ""
+        try:
+            await self._work()
+        except DuckmeshError as problem:
+            error = problem.message
+        except Exception:
+            logger.exception("run failed")
+            error = "an internal error; the log of the Job has it"
+        if not error and self._progress.status is Status.BUSY:
+            error = "another process maintains the lake"
+        partly = self._progress.status is not Status.DONE or self._stop.is_set()
+        result = "Failed" if error else "Partial" if partly else "Succeeded"
+        report: dict[str, object] = {
+            "id": self._run.id,
+            "startedAt": started_at,
+            "finishedAt": _now(),
+            "result": result,
+            "filesIn": self._progress.files_in,
+            "filesOut": self._progress.files_out,
+            "bytesRewritten": self._progress.size,
+        }
+        if error:
+            report["error"] = error[:500]
+        logger.log(logging.ERROR if error else logging.INFO, "run ended", extra={"run": report})
+        return await self._report(report) and not error
+
+    async def _work(self) -> None:
+        await self._expire()
+        await self._compact()
+        if self._progress.status is Status.BUSY:
+            return
+        await self._expire()
+        for name, step in self._steps:
+            if self._stop.is_set():
+                return
+            logger.info("step", extra={"step": name})
+            await step()
+
+    async def _compact(self) -> None:
+        bounds = Bounds(
+            limits=self._run.limits, size=min(self._run.target_file_size, LARGEST_SLICE)
+        )
+        end = self._clock() + self._wait_s
+        while True:
+            self._progress.status = Status.DONE
+            async with self._open() as lake:
+                await compact(
+                    lake,
+                    bounds,
+                    self._progress,
+                    goes_on=lambda: not self._stop.is_set(),
+                    most=self._run.max_bytes_per_run,
+                    told=_tell,
+                )
+            if self._progress.status is not Status.BUSY or self._clock() >= end:
+                return
+            try:
+                await asyncio.wait_for(self._stop.wait(), self._pause_s)
+            except TimeoutError:
+                continue
+            return
+
+    async def _expire(self) -> None:
+        """Snapshots first, since what they keep need not be merged; files again at the end. The committer does it too."""
+        if self._run.keep_for_s is None or self._stop.is_set():
+            return
+        keep = SnapshotSettings(keep_for_s=self._run.keep_for_s)
+        if self._run.keep_last is not None:
+            keep = SnapshotSettings(keep_for_s=self._run.keep_for_s, keep_last=self._run.keep_last)
+        expiry = Expiry(self._open, active=lambda: True, keep=keep, files_stay_s=FILES_STAY_S)
+        done = await expiry.run(lambda: not self._stop.is_set())
+        extra = {"snapshots": done.snapshots, "files": done.files, "status": done.status.value}
+        logger.info("expired", extra=extra)
+
+    async def _report(self, report: Mapping[str, object]) -> bool:
+        try:
+            async with self._open() as lake:
+                await lake.report_run(report)
+        except Unavailable:
+            logger.error("run not reported: the catalog does not answer")
+            return False
+        return True
+
+
+def _tell(progress: Progress, piece: Slice) -> None:
+    extra = {
+        "table": piece.table,
+        "files_in": progress.files_in,
+        "files_out": progress.files_out,
+        "bytes": progress.size,
+        "conflicts": progress.conflicts,
+    }
+    logger.info("compacted", extra=extra)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
