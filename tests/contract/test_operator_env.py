@@ -11,9 +11,10 @@ import pytest
 
 from duckmesh_operator import names
 from duckmesh_operator.manifest import Manifest
+from duckmesh_operator.model import parse_compactor
 from duckmesh_operator.specs import pod
-from duckmesh_operator.specs.context import Context, build_bare_context
-from duckmesh_operator.specs.job import build_migrate_job, build_purge_job
+from duckmesh_operator.specs.context import Context, build_bare_context, fit_compaction
+from duckmesh_operator.specs.job import build_compact_job, build_migrate_job, build_purge_job
 from duckmesh_operator.specs.pod import build_ingest_template, build_query_template
 from duckmesh_operator.specs.secret import (
     ROLES,
@@ -297,6 +298,40 @@ def test_purge_reads_the_lake_its_owner_and_the_stores_key(
     for key in ("access-key-id", "secret-access-key"):
         assert runtime.read_secret(folder, key) == f"{key} of duckmesh-store-default"
     assert found["args"] == ["purge"]
+    _check_restricted(template)
+
+
+def test_a_run_of_a_compactor_reads_what_the_operator_sets(tmp_path: Path) -> None:
+    """With all that a spec can say at its largest: what the API server takes, the runtime takes."""
+    context = make_context()
+    spec: Any = {
+        "tenantRef": {"name": "acme"},
+        "trigger": {},
+        "target": {"fileSize": "4Gi", "tiers": ["1", "2Gi"], "maxBytesPerRun": "9999Ti"},
+        "expireSnapshots": {"keepFor": "999999h", "keepLast": 100_000},
+        "orphanFiles": {"mode": "Delete", "olderThan": "999999h"},
+    }
+    meta = {"name": "night", "namespace": "team", "uid": UID}
+    compactor = parse_compactor({"metadata": meta, "spec": spec})
+    resources = fit_compaction(compactor.resources, context.profile)
+    job: Any = build_compact_job(
+        context, compactor, name="night-1", resources=resources, attempt=1, deep=True
+    )
+    template = job["spec"]["template"]
+    found = container(template, "compact")
+
+    settings = runtime.compact_from_env(mounted(template, found, env_of(found), tmp_path))
+
+    assert (settings.tenant, settings.lake) == ("team/acme", names.lake_name(UID))
+    assert settings.store.url == context.data_url
+    assert runtime.read_secret(settings.maintenance_dir, "dsn") == "dsn of acme-maintenance"
+    assert (settings.run.id, settings.run.integrity, settings.run.orphans) == (
+        *("night-1", "Deep"),
+        "Delete",
+    )
+    assert settings.run.target_file_size == 4 * 2**30
+    assert settings.run.keep_last == 100_000
+    assert found["args"] == ["compact"]
     _check_restricted(template)
 
 

@@ -1,30 +1,71 @@
-"""A Compactor says what it looks after and when it runs."""
+"""A Compactor by trigger: many small files, a Job with the Tenant's own credentials, few files, the same rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tests.e2e.api import Api
 from tests.e2e.product import Tenant, wait_for
 
+#: Rows, each in a commit and so in a file of its own.
+ROWS = 30
+TRIGGER = 20
 
-def test_a_compactor_without_a_tenant_says_so_and_when_it_would_run(tenant: Tenant) -> None:
+
+def test_many_small_files_become_few_and_the_rows_stay(tenant: Tenant) -> None:
     kube = tenant.kube
-    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": tenant.namespace}})
-    kube.apply(
+    # Nothing is merged beside the commits, so that all of it waits for the Compactor.
+    tenant.apply({"ingest": {"replicas": 1}, "compaction": {"enabled": False}})
+    tenant.wait("Ready")
+    apply_compactor(tenant)
+    with tenant.door() as url:
+        api = Api(url, tenant.admin_key())
+        columns = [{"name": "id", "type": "INTEGER"}]
+        api.ok("POST", "/v1/tables", {"name": "trickle", "columns": columns})
+        for number in range(ROWS):
+            record = {"payload": {"id": number}}
+            body = {"records": [record], "wait_for_visibility": True}
+            api.ok("POST", "/v1/ingest/trickle", body)
+
+        status = wait_for("a run that ended", lambda: status_after_a_run(tenant), 180, 1)
+
+        run = status["lastRun"]
+        assert run["result"] in ("Succeeded", "Partial"), run
+        assert run["filesIn"] > run["filesOut"]
+        assert status["tenants"]["matched"] == 1
+        assert said(status, "LastRunSucceeded") == "True"
+        assert said(status, "Conflict") == "False"
+        assert api.rows("SELECT id FROM trickle ORDER BY id") == [[n] for n in range(ROWS)]
+    where = ("-n", tenant.namespace)
+    kube.kubectl("wait", *where, "compactor/steady", "--for=condition=CaughtUp", "--timeout=120s")
+    jobs = kube.json("get", "jobs", *where, "-l", "duckmesh.io/compactor=steady")["items"]
+    (owner,) = jobs[0]["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("Compactor", "steady")
+    events = kube.json("get", "events", *where)["items"]
+    told = {one["reason"] for one in events if one["involvedObject"]["kind"] == "Compactor"}
+    assert {"RunStarted", "RunSucceeded"} <= told
+
+
+def apply_compactor(tenant: Tenant) -> None:
+    spec = {"tenantRef": {"name": tenant.name}, "trigger": {"smallFiles": TRIGGER}}
+    tenant.kube.apply(
         {
             "apiVersion": "duckmesh.io/v1alpha1",
             "kind": "Compactor",
-            "metadata": {"name": "nightly", "namespace": tenant.namespace},
-            "spec": {"tenantRef": {"name": "shop"}, "schedule": "0 3 * * *"},
+            "metadata": {"name": "steady", "namespace": tenant.namespace},
+            "spec": spec,
         }
     )
 
-    def status() -> dict[str, Any]:
-        found = kube.json("get", "compactor", "-n", tenant.namespace, "nightly")["status"]
-        (ready,) = [one for one in found["conditions"] if one["type"] == "Ready"]
-        assert (ready["status"], ready["reason"]) == ("False", "NoTenants")
-        return dict(found)
 
-    found = wait_for("the status of a Compactor without a Tenant", status, 30)
-    assert found["tenants"] == {"matched": 0, "behind": 0}
-    assert found["nextRunAt"].endswith("T03:00:00Z")
+def status_after_a_run(tenant: Tenant) -> dict[str, Any]:
+    found: dict[str, Any] = tenant.kube.json("get", "compactor", "-n", tenant.namespace, "steady")[
+        "status"
+    ]
+    assert "lastRun" in found, found
+    return found
+
+
+def said(status: dict[str, Any], kind: str) -> str:
+    (found,) = [one["status"] for one in status["conditions"] if one["type"] == kind]
+    return str(found)
