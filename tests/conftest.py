@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import fuzz
 from tests.services import catalog_dsn, lake, make_lake, postgres, s3, services_dir
 
 __all__ = ["catalog_dsn", "lake", "make_lake", "postgres", "s3", "services_dir"]  # fixtures
@@ -15,8 +16,11 @@ __all__ = ["catalog_dsn", "lake", "make_lake", "postgres", "s3", "services_dir"]
 KINDS = ("unit", "contract", "integration", "e2e")
 
 
-# A busy machine makes an example slow; what hangs is ended by the time limit of the whole test.
-settings.register_profile("duckmesh", settings.default, deadline=None)
+# A busy machine makes an example slow; what hangs is ended by the time limit of the whole test. A usual run tries the same
+# examples each time, so that it tells about the change; new ones are for the long runs.
+settings.register_profile(
+    "duckmesh", settings.default, deadline=None, derandomize=not fuzz.at_length()
+)
 settings.load_profile("duckmesh")
 
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 from duckmesh_runtime.adapters import duckdb_engine
 from duckmesh_runtime.adapters.ducklake import DuckLakeWriter, open_writer
 from duckmesh_runtime.adapters.election import PROTOCOL, PostgresElection
-from duckmesh_runtime.adapters.postgres import open_pool
+from duckmesh_runtime.adapters.postgres import LOCK_TIMEOUT_MS, open_pool
 from duckmesh_runtime.adapters.postgres_bus import PostgresBus
 from duckmesh_runtime.adapters.progress import PostgresProgress
 from duckmesh_runtime.domain import lakesql
@@ -244,9 +244,16 @@ async def force_inlining(lake: Lake) -> None:
 
 
 @asynccontextmanager
-async def writer_pool(lake: Lake) -> AsyncIterator[asyncpg.Pool]:
+async def writer_pool(
+    lake: Lake, *, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+) -> AsyncIterator[asyncpg.Pool]:
     speaks = {"duckmesh.protocol": str(PROTOCOL)}
-    pool = await open_pool(lake.writer_dir, application_name="test-writer", settings=speaks)
+    pool = await open_pool(
+        lake.writer_dir,
+        application_name="test-writer",
+        settings=speaks,
+        lock_timeout_ms=lock_timeout_ms,
+    )
     try:
         yield pool
     finally:

@@ -45,7 +45,8 @@ Change = Mapping[str, object] | tuple[object, ...]
 
 @pytest.fixture
 async def bus(lake: Lake) -> AsyncIterator[PostgresBus]:
-    async with writer_pool(lake) as pool:
+    # A test may hold the bus's lock for as long as it looks at others that wait for it.
+    async with writer_pool(lake, lock_timeout_ms=60_000) as pool:
         yield PostgresBus(pool, lake.name)
 
 

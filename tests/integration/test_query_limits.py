@@ -72,7 +72,7 @@ def busy(pod: Pod) -> bool:
     started = time.monotonic()
     psutil.wait_procs(slots, timeout=0.25)  # they do not end: a time to measure over
     spent = [_cpu_s(slot) - before[slot.pid] for slot in slots]
-    return max(spent, default=0) > 0.2 * (time.monotonic() - started)
+    return max(spent, default=0) > 0.05 * (time.monotonic() - started)
 
 
 def _cpu_s(process: psutil.Process) -> float:

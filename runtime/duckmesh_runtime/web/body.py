@@ -132,12 +132,12 @@ async def _with_deadline(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _decoded(request: web.Request, limit: int) -> AsyncIterator[bytes]:
-    encodings = request.headers.getall("Content-Encoding", [])
+    encodings = request.headers.getall("Content-Encoding", ["identity"])
     encoding = ",".join(encodings).strip().lower()
-    if encoding not in ("", "identity", *_MEMBERS):
+    if encoding not in ("identity", *_MEMBERS):
         raise Invalid(
             "UNSUPPORTED_MEDIA_TYPE",
-            "Content-Encoding: want gzip, zstd or none, and one at most",
+            "Content-Encoding: want gzip, zstd or identity, and one at most",
             context={"supported": list(_MEMBERS)},
         )
     _check_size(request.content_length or 0, limit)

@@ -83,6 +83,7 @@ CASES = {
     "cut gzip": body(gzip.compress(b"{}")[:-4], headers={"Content-Encoding": "gzip"}),
     "not gzip": body(b"{}", headers={"Content-Encoding": "gzip"}, says="gzip"),
     "gzip of nothing": body(b"", headers={"Content-Encoding": "gzip"}),
+    "empty encoding": body(b"{}", "UNSUPPORTED_MEDIA_TYPE", headers={"Content-Encoding": ""}),
     "unknown encoding": body(b"{}", "UNSUPPORTED_MEDIA_TYPE", headers={"Content-Encoding": "br"}),
     "deflate": body(
         zlib.compress(b"{}"), "UNSUPPORTED_MEDIA_TYPE", headers={"Content-Encoding": "deflate"}
