@@ -73,7 +73,7 @@ fleet: setup ## A thousand Tenants on a real API server: memory, processor, reac
 
 FUZZ ?= 50
 .PHONY: nightly
-nightly: setup ## Long runs: an hour of load, a loop of kills, operator under faults, deletion, property tests FUZZ times as long
+nightly: setup ## Long runs: an hour of load, a loop of kills, operator under faults, deletion, compaction, property tests FUZZ times as long
 	$(BIN)/python -m tests.nightly $(ARGS)
 	DUCKMESH_FUZZ=$(FUZZ) $(BIN)/pytest -m "hypothesis or long" tests/unit tests/contract tests/integration --timeout=14400
 

@@ -1,7 +1,7 @@
 """`make bench`: the figures of docs/benchmarks.md, as a Markdown table: `python -m tests.bench [name ...] [--short]`.
 
-A name is a scenario or a group of them (`writes`, `reads`). Starts its own Postgres, S3 and processes on this machine;
-figures are reported, never judged. `cluster` measures what needs Kubernetes, on the cluster of `make demo`.
+A name is a scenario or a group of them (`writes`, `reads`, `maintenance`). Starts its own Postgres, S3 and processes on
+this machine; figures are reported, never judged. `cluster` measures what needs Kubernetes, on the cluster of `make demo`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from tests.bench import (
     bulk,
     cluster,
+    compaction,
     crowd,
     many_files,
     memory,
@@ -48,6 +49,7 @@ GROUPS: dict[str, dict[str, Scenario]] = {
         "clients": crowd.clients,
         "freeze": many_files.freeze,
     },
+    "maintenance": {"compaction": compaction.compaction},
 }
 SCENARIOS = {name: scenario for group in GROUPS.values() for name, scenario in group.items()}
 
@@ -58,7 +60,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="name", help=f"{groups}; cluster")
     parser.add_argument("--short", action="store_true", help="small sizes: is the harness well?")
     parser.add_argument("--rounds", type=int, help="repetitions (3; 1 when short)")
-    parser.add_argument("--minutes", type=float, default=30, help="of the memory scenario")
+    parser.add_argument("--minutes", type=float, help="of memory (30), of compaction (5)")
     args = parser.parse_args()
     if args.names == ["cluster"]:
         cluster.main()

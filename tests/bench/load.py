@@ -1,8 +1,8 @@
 """The load client, a process of its own: `python -m tests.bench.load open|closed|waiters --url ... --api-key ...`.
 
 Prints one JSON object. `open`: requests leave on schedule whatever the answers do, and latency counts from the schedule;
-what is due while `--most` are under way is given up (`NotSent`). `closed`: each connection sends its next request when
-the last one is answered. `waiters`: long polls on one token.
+what is due while `--most` are under way is given up (`NotSent`); `--burst` of them leave together, to the `--tables` in
+turn. `closed`: each connection sends its next request when the last one is answered. `waiters`: long polls on one token.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Report:
     visible: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     tenths: list[list[float]] = field(default_factory=lambda: [[] for _ in range(10)])
+    visible_tenths: list[list[float]] = field(default_factory=lambda: [[] for _ in range(10)])
     failed: dict[str, int] = field(default_factory=dict)
     more: dict[str, object] = field(default_factory=dict)
     cores: float = 0.0
@@ -52,6 +53,9 @@ class Report:
             "ack_ms": quantiles(self.ack),
             "ack_p95_ms_by_tenth": [quantiles(one).get("p95") for one in self.tenths],
             "write_to_visible_ms": quantiles(self.visible),
+            "write_to_visible_p95_ms_by_tenth": [
+                quantiles(one).get("p95") for one in self.visible_tenths
+            ],
             "client": {"cores": self.cores, "late_ms": late, "limit": limit},
             **self.more,
         }
@@ -80,12 +84,12 @@ class Bodies:
 async def open_loop(client: Client, args: argparse.Namespace) -> Report:
     """`rate` requests of `rows` rows a second; each `every`-th is followed until it is visible."""
     report, warm_up = Report(), Report()
-    bodies = Bodies(args.rows)
+    bodies, tables = Bodies(args.rows), args.tables.split(",")
     await client.connect(32)
     async with asyncio.TaskGroup() as group:
         start = time.perf_counter() + 0.1
         for number in range(int((args.warm_up + args.seconds) * args.rate)):
-            due = start + number / args.rate
+            due = start + number // args.burst * args.burst / args.rate
             body = bodies.make(number)
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
@@ -96,16 +100,17 @@ async def open_loop(client: Client, args: argparse.Namespace) -> Report:
                 continue
             tenth = min(9, int((due - start - args.warm_up) / args.seconds * 10))
             watch = number % args.every == 0
-            group.create_task(_one(client, body, due, counted, tenth=tenth, watch=watch))
+            table = tables[number % len(tables)]
+            group.create_task(_one(client, table, body, due, counted, tenth=tenth, watch=watch))
     report.seconds = args.seconds
     return report
 
 
 async def _one(
-    client: Client, body: bytes, due: float, report: Report, *, tenth: int, watch: bool
+    client: Client, table: str, body: bytes, due: float, report: Report, *, tenth: int, watch: bool
 ) -> None:
     try:
-        status, answer = await client.post("/v1/ingest/load", body)
+        status, answer = await client.post(f"/v1/ingest/{table}", body)
         if status != 200:
             report.fail(json.loads(answer).get("error_code", str(status)))
             return
@@ -116,7 +121,9 @@ async def _one(
             token = json.loads(answer)["max_visibility_token"]
             status, _ = await client.get(f"/v1/visible?token={token}&timeout_ms=30000")
             if status == 200:
-                report.visible.append((time.perf_counter() - due) * 1000)
+                took = (time.perf_counter() - due) * 1000
+                report.visible.append(took)
+                report.visible_tenths[tenth].append(took)
             else:
                 report.fail(f"visible {status}")
     except OSError as error:
@@ -202,6 +209,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--warm-up", type=float, default=3)
     parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--burst", type=int, default=1)
+    parser.add_argument("--tables", default="load")
     parser.add_argument("--most", type=int, default=2_000)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--no-keys", type=lambda text: text == "True", default=False)

@@ -14,11 +14,12 @@ from tests.bench.mode import Mode
 from tests.bench.stack import KEY, ROOT, Stack, one_ingest
 
 RATE, ROWS = 1_000, 10
+MINUTES = 30.0
 
 
 def memory(stack: Stack, mode: Mode) -> Sequence[Figure]:
     """1,000 requests a second of 10 rows for some minutes."""
-    seconds = mode.pick(mode.minutes * 60, 20)
+    seconds = mode.pick((mode.minutes or MINUTES) * 60, 20)
     with one_ingest(stack) as pod:
         idle = memory_of(pod.process.pid)
         command = [sys.executable, "-m", "tests.bench.load", "open", f"--url={pod.url}"]

@@ -15,12 +15,12 @@ class Mode:
     Attributes:
         short: Small sizes, about half a minute a scenario: shows that the harness works, not what duckmesh can do.
         rounds: Repetitions; figures are medians of them.
-        minutes: Of the memory scenario.
+        minutes: Of those scenarios that go on for minutes; None for what each takes by itself.
     """
 
     short: bool
     rounds: int
-    minutes: float
+    minutes: float | None
 
     def pick(self, full: T, short: T) -> T:
         """The size for this mode."""

@@ -1,6 +1,6 @@
 """`make nightly`: long runs that print figures and fail on what must never be: rows lost or doubled, unbounded growth.
 
-`python -m tests.nightly [steady] [kills] [mixed] [operator] [deletion] [--minutes N]`. Never fails on a timing.
+`python -m tests.nightly [name ...] [--minutes N]`. Never fails on a timing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 
 from tests.bench.figures import machine
 from tests.bench.stack import running_stack
+from tests.nightly import compaction
 from tests.nightly.deletion import deletion
 from tests.nightly.kills import kills
 from tests.nightly.mixed import mixed
@@ -22,6 +23,10 @@ RUNS = {
     "mixed": (mixed, 5.0),
     "operator": (operator_faults, 30.0),
     "deletion": (deletion, 5.0),
+    "compact-beside": (compaction.beside, 15.0),
+    "compact-kills": (compaction.kills, 15.0),
+    "compact-stops": (compaction.stops, 5.0),
+    "compact-backlog": (compaction.backlog, 5.0),
 }
 
 
@@ -31,7 +36,7 @@ def main() -> int:
     parser.add_argument(
         "--minutes",
         type=float,
-        help="of each run (steady 60, kills 15; mixed, operator and deletion do all they have whatever it takes)",
+        help="of each run (steady 60, kills 15; the others do all they have whatever it takes)",
     )
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in RUNS]:
