@@ -172,6 +172,16 @@ async def test_a_committed_lake_shows_its_committer_snapshot_and_files(
     assert not (await _row(control, lake))["committer_alive"]
 
 
+async def _say(lake: Lake, what: str, report: object) -> None:
+    """As the lake's maintenance does it."""
+    connection = await asyncpg.connect(read_secret(lake.maintenance_dir, "dsn"))
+    try:
+        query = f"SELECT duckmesh.report_{what}($1, $2)"
+        await connection.execute(query, lake.name, json.dumps(report))
+    finally:
+        await connection.close()
+
+
 async def test_what_maintenance_says_shows_in_the_row_of_its_lake(
     lake: Lake, control: asyncpg.Connection, make_lake: MakeLake
 ) -> None:
@@ -196,8 +206,91 @@ async def test_what_maintenance_says_shows_in_the_row_of_its_lake(
     assert debt["debt_at"] == row["debt_at"] <= row["merged_at"] <= row["now"]
     assert debt["merged_at"] is None
     assert {what: json.loads(row[what]) for what in said} == said
-    assert [untold[name] for name in ("debt_at", *numbers, "merged_at", *said)] == [None] * 9
-    assert list(row)[-9:] == [row[name] for name in ("debt_at", *numbers, "merged_at", *said)]
+    assert [untold[name] for name in ("debt_at", *numbers, "merged_at", *said, "deep")] == [
+        None
+    ] * 10
+    new = ("debt_at", *numbers, "merged_at", *said, "deep")
+    assert list(row.keys())[-10:] == list(new)
+
+
+MISSHAPEN = [
+    {"message": {}},
+    {"files": [1]},
+    {"error": [["a"]]},
+    {"tables": [["a"]]},
+    {"tables": [1]},
+    {"tables": {"a": "b"}},
+    [],
+    "text",
+    None,
+]
+
+
+async def test_a_report_of_another_shape_is_refused(
+    lake: Lake, control: asyncpg.Connection
+) -> None:
+    for what in ("run", "integrity", "orphans"):
+        for report in MISSHAPEN:
+            with pytest.raises(asyncpg.CheckViolationError):
+                await _say(lake, what, report)
+        await _say(lake, what, {"id": "1", "tables": ["a", "b"], "files": 1, "error": None})
+
+        assert json.loads((await _row(control, lake))[what])["tables"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("what", "time"),
+    [("run", "finishedAt"), ("integrity", "checkedAt"), ("orphans", "checkedAt")],
+)
+async def test_a_report_that_comes_too_late_changes_nothing(
+    lake: Lake, control: asyncpg.Connection, what: str, time: str
+) -> None:
+    for day in ("2026-01-02", "2026-01-01"):
+        await _say(lake, what, {time: f"{day}T00:00:00Z"})
+    assert json.loads((await _row(control, lake))[what])[time].startswith("2026-01-02")
+
+    await _say(lake, what, {time: "infinity"})
+    await _say(lake, what, {time: "2026-01-03T00:00:00Z"})
+    assert json.loads((await _row(control, lake))[what])[time].startswith("2026-01-03")
+    with pytest.raises(asyncpg.DataError):
+        await _say(lake, what, {time: "soon"})
+
+
+def _check(day: int, mode: str, message: str = "", **counts: int) -> dict[str, object]:
+    return {
+        "checkedAt": f"2026-01-{day:02}T00:00:00Z",
+        "mode": mode,
+        "state": "Damaged" if message else "Healthy",
+        "files": 9,
+        "missing": 0,
+        "damaged": 0,
+        "message": message or "9 files are as the catalog says",
+        **counts,
+    }
+
+
+async def test_what_a_deep_check_found_stays_until_a_deep_one_finds_nothing(
+    lake: Lake, control: asyncpg.Connection
+) -> None:
+    async def after(report: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+        await _say(lake, "integrity", report)
+        row = await _row(control, lake)
+        return json.loads(row["integrity"]), json.loads(row["deep"])
+
+    found = _check(1, "deep", "table t: 2 damaged", damaged=2)
+    assert await after(found) == (found, found)
+
+    kept = {**found, "checkedAt": "2026-01-02T00:00:00Z", "mode": "cheap"}
+    assert await after(_check(2, "cheap")) == (kept, found)
+
+    both, deep = await after(_check(3, "cheap", "table u: 1 missing", missing=1))
+    assert (both["state"], both["missing"], both["damaged"]) == ("Damaged", 1, 2)
+    assert (both["message"], deep) == ("table u: 1 missing; table t: 2 damaged", found)
+
+    healthy = _check(4, "deep")
+    assert await after(healthy) == (healthy, healthy)
+    cheap = _check(5, "cheap")
+    assert await after(cheap) == (cheap, healthy)
 
 
 @pytest.mark.parametrize(

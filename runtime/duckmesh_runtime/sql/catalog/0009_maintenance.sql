@@ -5,6 +5,12 @@
 
 SET LOCAL ROLE duckmesh_admin;
 
+-- A report is a flat object: a tenant's own login writes it, and others read it. Only `tables` is a list, of texts.
+CREATE DOMAIN duckmesh.flat_report AS jsonb CHECK (
+  octet_length(VALUE::text) <= 4096 AND jsonb_typeof(VALUE) = 'object'
+  AND NOT jsonb_path_exists(VALUE, 'strict $.keyvalue() ? (@.value.type() == "object" || @.value.type() == "array" && @.key != "tables")')
+  AND NOT coalesce(jsonb_path_exists(VALUE, 'strict $.tables[*] ? (@.type() != "string")', silent => true), false));
+
 CREATE TABLE duckmesh.maintenance_report (
   lake          text PRIMARY KEY,
   debt_at       timestamptz,                                       -- when the five below were found
@@ -13,9 +19,10 @@ CREATE TABLE duckmesh.maintenance_report (
   most_files    bigint,                                            -- live files of the table with most
   deleted_ratio real,                                              -- of the worst table: deleted rows / rows of its files
   merged_at     timestamptz,                                       -- when a step of compaction ended well last
-  run           jsonb CHECK (octet_length(run::text) <= 4096),     -- {id, startedAt, finishedAt, result, filesIn, filesOut, bytesRewritten, error}
-  integrity     jsonb CHECK (octet_length(integrity::text) <= 4096),   -- {checkedAt, mode, state, files, missing, damaged, message}
-  orphans       jsonb CHECK (octet_length(orphans::text) <= 4096)  -- {checkedAt, files, bytes, deleted}
+  run           duckmesh.flat_report,    -- {id, startedAt, finishedAt, result, filesIn, filesOut, bytesRewritten, error, why, tables}
+  integrity     duckmesh.flat_report,    -- {checkedAt, mode, state, files, missing, damaged, message}
+  orphans       duckmesh.flat_report,    -- {checkedAt, files, bytes, deleted}
+  deep          duckmesh.flat_report     -- as integrity, of the last deep check
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- A login sees the rows of the lakes whose schema it may use.
@@ -49,6 +56,14 @@ BEGIN
   INSERT INTO duckmesh.maintenance_report (lake) VALUES (p_lake) ON CONFLICT (lake) DO NOTHING;
 END $f$;
 
+-- Whether what was said at an earlier time comes too late. A time to come counts as none.
+CREATE FUNCTION duckmesh.outdated(p_had jsonb, p_said jsonb, p_time text) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE had timestamptz := p_had->>p_time; said timestamptz := p_said->>p_time;
+BEGIN
+  RETURN coalesce(said < had AND had <= clock_timestamp(), false);
+END $f$;
+
 -- What there is to do, found now.
 CREATE FUNCTION duckmesh.report_debt(p_lake text, p_files bigint, p_bytes bigint, p_most_files bigint, p_deleted_ratio real) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $f$
@@ -71,15 +86,29 @@ CREATE FUNCTION duckmesh.report_run(p_lake text, p_run jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $f$
 BEGIN
   PERFORM duckmesh.may_report(p_lake);
-  UPDATE duckmesh.maintenance_report SET run = p_run WHERE lake = p_lake;
+  UPDATE duckmesh.maintenance_report SET run = p_run
+   WHERE lake = p_lake AND NOT duckmesh.outdated(run, p_run, 'finishedAt');
 END $f$;
 
--- What the last check of the files found.
+-- What the last check of the files found. What a deep check found wrong stays until a deep one finds nothing: a cheap one does
+-- not look for it.
 CREATE FUNCTION duckmesh.report_integrity(p_lake text, p_integrity jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $f$
 BEGIN
   PERFORM duckmesh.may_report(p_lake);
-  UPDATE duckmesh.maintenance_report SET integrity = p_integrity WHERE lake = p_lake;
+  IF p_integrity->>'mode' = 'deep' THEN
+    UPDATE duckmesh.maintenance_report SET integrity = p_integrity, deep = p_integrity
+     WHERE lake = p_lake AND NOT duckmesh.outdated(deep, p_integrity, 'checkedAt');
+    RETURN;
+  END IF;
+  UPDATE duckmesh.maintenance_report AS m SET integrity = CASE WHEN m.deep->>'state' = 'Damaged' THEN p_integrity || jsonb_build_object(
+           'state', 'Damaged',
+           'missing', greatest(p_integrity->'missing', m.deep->'missing'),
+           'damaged', greatest(p_integrity->'damaged', m.deep->'damaged'),
+           'message', CASE WHEN p_integrity->>'state' = 'Damaged' AND p_integrity->'message' <> m.deep->'message'
+                           THEN left(concat_ws('; ', p_integrity->>'message', m.deep->>'message'), 500)
+                           ELSE m.deep->>'message' END) ELSE p_integrity END
+   WHERE m.lake = p_lake AND NOT duckmesh.outdated(m.integrity, p_integrity, 'checkedAt');
 END $f$;
 
 -- What the last look at the store found.
@@ -87,11 +116,12 @@ CREATE FUNCTION duckmesh.report_orphans(p_lake text, p_orphans jsonb) RETURNS vo
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $f$
 BEGIN
   PERFORM duckmesh.may_report(p_lake);
-  UPDATE duckmesh.maintenance_report SET orphans = p_orphans WHERE lake = p_lake;
+  UPDATE duckmesh.maintenance_report SET orphans = p_orphans
+   WHERE lake = p_lake AND NOT duckmesh.outdated(orphans, p_orphans, 'checkedAt');
 END $f$;
 
 -- ---------------------------------------------------------------- sweep
--- As before. New: debt_at to orphans, NULL until it was said once.
+-- As before. New: debt_at to deep, NULL until it was said once.
 DROP FUNCTION duckmesh.sweep();
 CREATE FUNCTION duckmesh.sweep() RETURNS TABLE (
   lake text, tenant text, tenant_uid text,
@@ -105,7 +135,7 @@ CREATE FUNCTION duckmesh.sweep() RETURNS TABLE (
   tables_digest text, tables_ready boolean, tables_problem text,   -- NULL: none were ever declared
   store_state text, store_since timestamptz, store_at timestamptz, -- NULL: no committer ever said it
   debt_at timestamptz, debt_files bigint, debt_bytes bigint, most_files bigint, deleted_ratio real,
-  merged_at timestamptz, run jsonb, integrity jsonb, orphans jsonb)
+  merged_at timestamptz, run jsonb, integrity jsonb, orphans jsonb, deep jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $f$
 #variable_conflict use_column
 DECLARE l duckmesh.lake;
@@ -116,7 +146,7 @@ BEGIN
     snapshot_at := NULL; files := NULL; small_files := NULL; bytes := NULL; committer := NULL; committer_alive := false;
     dead_letters := NULL; tables_digest := NULL; tables_ready := NULL; tables_problem := NULL;
     store_state := NULL; store_since := NULL; store_at := NULL; debt_at := NULL; debt_files := NULL; debt_bytes := NULL;
-    most_files := NULL; deleted_ratio := NULL; merged_at := NULL; run := NULL; integrity := NULL; orphans := NULL;
+    most_files := NULL; deleted_ratio := NULL; merged_at := NULL; run := NULL; integrity := NULL; orphans := NULL; deep := NULL;
     BEGIN
       SELECT s.token, s.committed_at INTO token, committed_at FROM duckmesh.lake_status AS s WHERE s.lake = l.lake;
       SELECT h.holder, h.expires_at > clock_timestamp() AND h.epoch = e.epoch INTO committer, committer_alive
@@ -126,8 +156,8 @@ BEGIN
       SELECT d.digest, d.ready, d.problem INTO tables_digest, tables_ready, tables_problem
         FROM duckmesh.declared_tables AS d WHERE d.lake = l.lake;
       SELECT r.state, r.since, r.at INTO store_state, store_since, store_at FROM duckmesh.store_report AS r WHERE r.lake = l.lake;
-      SELECT m.debt_at, m.debt_files, m.debt_bytes, m.most_files, m.deleted_ratio, m.merged_at, m.run, m.integrity, m.orphans
-        INTO debt_at, debt_files, debt_bytes, most_files, deleted_ratio, merged_at, run, integrity, orphans
+      SELECT m.debt_at, m.debt_files, m.debt_bytes, m.most_files, m.deleted_ratio, m.merged_at, m.run, m.integrity, m.orphans, m.deep
+        INTO debt_at, debt_files, debt_bytes, most_files, deleted_ratio, merged_at, run, integrity, orphans, deep
         FROM duckmesh.maintenance_report AS m WHERE m.lake = l.lake;
       EXECUTE format('SELECT h.last, (SELECT coalesce(sum(least(e.row_count, e.last - $1)) FILTER (WHERE e.kind IN (''rows'', ''file'')), 0)::bigint
                                         FROM %1$I.entry AS e WHERE e.last > $1),
