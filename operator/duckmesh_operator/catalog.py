@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -318,7 +318,7 @@ class Catalog:
                 rows = await connection.fetch(_SWEEP)
             except (asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
                 return []
-        return [_report(row) for row in rows]
+        return [read_row(row) for row in rows]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -349,7 +349,7 @@ def error_of(error: BaseException) -> OperatorError:
         if state.startswith(_NOT_NOW):
             return Unavailable(f"the catalog does not take us now ({said})")
         return Failing(f"the catalog answers with an error ({said})")
-    if isinstance(error, asyncpg.InterfaceError | ValueError):
+    if isinstance(error, asyncpg.InterfaceError | ValueError | OverflowError):
         return Unavailable(f"the catalog cannot be asked ({type(error).__name__})")
     return Unavailable(f"the catalog does not answer ({type(error).__name__})")
 
@@ -377,6 +377,7 @@ class _Session:
                 OSError,
                 TimeoutError,
                 ValueError,
+                OverflowError,  # a time that a lake's own login wrote and Python has not
             ) as error:
                 await self.close()
                 raise error_of(error) from error
@@ -467,7 +468,21 @@ def _verifier(password: str) -> str:
     return scram_verifier(password, secrets.token_bytes(16))
 
 
-def _report(row: asyncpg.Record) -> LagReport:
+def read_row(row: asyncpg.Record | Mapping[str, Any]) -> LagReport:
+    """One lake of a sweep. A row that cannot be read is an error of its lake, never of the sweep."""
+    try:
+        return _report(row)
+    except Exception as error:  # parts of it are written by the lake's own logins
+        return LagReport(
+            lake=row["lake"],
+            tenant=row["tenant"],
+            tenant_uid=row["tenant_uid"],
+            now=row["now"],
+            error=f"what it says cannot be read ({type(error).__name__})",
+        )
+
+
+def _report(row: asyncpg.Record | Mapping[str, Any]) -> LagReport:
     return LagReport(
         lake=row["lake"],
         tenant=row["tenant"],
@@ -500,12 +515,25 @@ def _report(row: asyncpg.Record) -> LagReport:
         merged_at=row.get("merged_at"),
         run=_told(row, "run"),
         integrity=_told(row, "integrity"),
+        deep=_told(row, "deep"),
         orphans=_told(row, "orphans"),
     )
 
 
-def _told(row: asyncpg.Record, name: str) -> Mapping[str, object] | None:
-    """An object that a lake's maintenance wrote; what is none counts as not said."""
+def _told(row: asyncpg.Record | Mapping[str, Any], name: str) -> Mapping[str, object] | None:
+    """An object that a lake's maintenance wrote, as flat as it is meant to be; what is none counts as not said."""
     text = row.get(name)
-    found = json.loads(text) if text else None
-    return found if isinstance(found, dict) else None
+    try:
+        found = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    return {key: value for key, value in found.items() if _is_flat(value)}
+
+
+def _is_flat(value: object) -> bool:
+    """Whether it is a plain value or a list of texts: nothing that takes a stack to compare or to show."""
+    if isinstance(value, list):
+        return all(isinstance(one, str) for one in value)
+    return not isinstance(value, dict)

@@ -77,8 +77,9 @@ class LagReport:
         most_files: Live files of the table with most.
         deleted_ratio: Deleted rows of the rows in a table's files, of the worst table.
         merged_at: When a step of compaction ended well last.
-        run: The last run of a Job: id, startedAt, finishedAt, result, filesIn, filesOut, bytesRewritten, error.
+        run: The last run of a Job: id, startedAt, finishedAt, result, filesIn, filesOut, bytesRewritten, error, why, tables.
         integrity: The last check of the files: checkedAt, mode, state, files, missing, damaged, message.
+        deep: The last check of all of them, in the same words; None where the catalog does not tell.
         orphans: The last look for files that no snapshot has: checkedAt, files, bytes, deleted.
     """
 
@@ -113,6 +114,7 @@ class LagReport:
     merged_at: datetime | None = None
     run: Mapping[str, object] | None = None
     integrity: Mapping[str, object] | None = None
+    deep: Mapping[str, object] | None = None
     orphans: Mapping[str, object] | None = None
 
     @property
@@ -121,6 +123,12 @@ class LagReport:
         if self.debt_at is None or self.debt_files is None:
             return None
         return min(self.debt_files, self.debt_files if self.most_files is None else self.most_files)
+
+    @property
+    def maintained(self) -> bool:
+        """Whether the lake is maintained by a version that says what it does."""
+        said = (self.debt_at, self.merged_at, self.run, self.integrity, self.orphans)
+        return any(one is not None for one in said)
 
     @property
     def damage(self) -> str:
