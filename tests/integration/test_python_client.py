@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone
 from datetime import time as clock
 from decimal import Decimal
@@ -356,17 +355,13 @@ def test_a_wrong_key_is_told_at_once(dev: Laptop) -> None:
 def test_threads_share_a_client(client: Client) -> None:
     client.tables.create("shared", {"id": "BIGINT"})
 
-    def send(number: int) -> None:
-        client.ingest("shared", [{"id": number}])
+    def send(number: int) -> object:
+        sent = client.ingest("shared", [{"id": number}])
+        answer = client.query("SELECT id FROM shared", at_least=sent, wait_timeout_s=60)
+        return number in [row["id"] for row in answer.rows()]
 
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    deadline = time.monotonic() + 20
-    while client.query("SELECT count(DISTINCT id) FROM shared").scalar() < 8:
-        assert time.monotonic() < deadline
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(send, range(8)))
 
 
 def test_polars_reads_what_polars_wrote(client: Client) -> None:

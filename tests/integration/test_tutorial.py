@@ -19,6 +19,7 @@ PAGES = [
 OF_CLUSTERS = {
     f"how-to/{name}.md"
     for name in (
+        "compaction",
         "compactor",
         "delete-and-restore-tenants",
         "rotate-credentials",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +13,6 @@ from duckmesh_runtime.cli.connected import ANSWER, REFUSED, connected, examples
 if TYPE_CHECKING:
     from duckmesh_runtime.cli.client import Client
 
-_JOB: Final = "DUCKMESH_RUN"
 _LEFT: Final = ("debt_files", "debt_bytes", "snapshots_kept", "files_waiting")
 """What is left, not what was done."""
 
@@ -27,7 +25,7 @@ class JobOrCall(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
         job = (ctx.obj or {}).get("job")
-        return job() if job is not None and os.environ.get(_JOB) else super().invoke(ctx)
+        return super().invoke(ctx) if job is None else job()
 
 
 @click.command(cls=JobOrCall, epilog=examples("duckmesh compact", "duckmesh compact --expire"))

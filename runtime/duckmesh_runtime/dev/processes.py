@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 UNPRIVILEGED_UID = 65534  # nobody: Postgres refuses to run as root
 
 
+# Below the ports that Linux gives to outgoing connections (from 32768 on): one of those could take a port before the
+# service that it was found for.
+_PORTS: Final = range(20_000, 30_000)
+_found: set[int] = set()
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing listens on at this moment, another one at each call."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            if port not in _found:
+                probe.bind((host, port))
+                _found.add(port)
+                return port
+    raise RuntimeError(f"no free port from {_PORTS.start} to {_PORTS.stop}")
 
 
 def wait_until(

@@ -115,7 +115,7 @@ def test_an_error_says_where(sql: str, line: int | None, column: int | None) -> 
 
 def test_an_error_in_the_middle_of_a_result_says_where() -> None:
     sql = "SELECT\n CASE WHEN range > 500000 THEN 'x' ELSE '1' END::INTEGER FROM range(1000000)"
-    with duckdb.connect(config={"errors_as_json": True}) as connection:
+    with duckdb.connect(config={"errors_as_json": True, "threads": 1}) as connection:
         reader = connection.execute(sql).to_arrow_reader(1_000)
         with pytest.raises(OSError, match="Conversion") as caught:
             reader.read_all()
