@@ -32,9 +32,16 @@ RETRY_AT_MOST: Final = timedelta(hours=1)
 REST: Final = timedelta(minutes=10)
 #: How long the catalog may take to show what a Job that ended said of its run.
 SETTLE: Final = timedelta(seconds=20)
+#: A Job without a running pod for this long waits for something that it does not get by itself.
+HELD_AFTER: Final = timedelta(minutes=3)
+#: So many Jobs that wait for their pods take no room from others: they may all come up at once.
+HELD_AT_MOST: Final = 10
 
 _RESULTS: Final = ("Succeeded", "Partial", "Failed")
 _LONGEST_ERROR: Final = 500
+_LONGEST_TABLE: Final = 128
+_MOST_TABLES: Final = 5
+_TOO_LONG: Final = "DeadlineExceeded"
 _LARGEST: Final = 2**53
 
 
@@ -54,6 +61,7 @@ class Job:
         attempt: How many in a row, with the failed ones before it.
         generation: Of the Compactor's spec it was made by.
         deep: It checks all files.
+        up: A pod of it runs or ran.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Job:
     attempt: int = 1
     generation: int = 0
     deep: bool = False
+    up: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +92,8 @@ class Run:
         files_out: Files written.
         bytes_rewritten: Bytes written.
         error: Why it failed.
+        why: What ended one that is `Partial`: `bytes`, `stopped` or `stuck`; empty when it does not say.
+        tables: Those it was stuck at, or some of them.
     """
 
     name: str
@@ -94,6 +105,8 @@ class Run:
     files_out: int = 0
     bytes_rewritten: int = 0
     error: str = ""
+    why: str = ""
+    tables: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +118,6 @@ class Subject:
         uid: Its uid.
         created: When it was made.
         skipped: Why it can have no run now; empty when it can.
-        stopped: Nor may one go on: it is suspended or being deleted.
         report: What its lake says; None while it says nothing.
         busy: A Job of another Compactor works on it.
     """
@@ -114,7 +126,6 @@ class Subject:
     uid: str
     created: datetime
     skipped: str = ""
-    stopped: bool = False
     report: LagReport | None = None
     busy: bool = False
 
@@ -134,6 +145,8 @@ class Need:
         weight: How urgent it is: the debt in units of the trigger.
         last: How the last run went of which that is known; None when it had none.
         settling: The newest has just ended, and how it went is not known yet.
+        unchecked: The newest ended Job that was to check all files, while no lake tells of such a check since.
+        held: Name of the Job that runs, while no pod of it comes up.
     """
 
     subject: Subject
@@ -146,6 +159,8 @@ class Need:
     weight: float = 0.0
     last: Run | None = None
     settling: bool = False
+    unchecked: Job | None = None
+    held: str = ""
 
 
 # -------------------------------------------------------------------- whose
@@ -218,6 +233,7 @@ def parse_job(manifest: Json) -> Job | None:
         attempt=_number(notes.get(ANNOTATION_ATTEMPT), 1),
         generation=_number(notes.get(ANNOTATION_GENERATION), 0),
         deep=notes.get(ANNOTATION_INTEGRITY) == "Deep",
+        up=any(number_at(manifest, "status", one) for one in ("ready", "succeeded", "failed")),
     )
 
 
@@ -240,6 +256,12 @@ def read_run(subject: Subject) -> Run | None:
         files_out=bounded(number_at(told, "filesOut")),
         bytes_rewritten=bounded(number_at(told, "bytesRewritten")),
         error=text_at(told, "error")[:_LONGEST_ERROR],
+        why=text_at(told, "why"),
+        tables=tuple(
+            one[:_LONGEST_TABLE]
+            for one in list_at(told, "tables")[:_MOST_TABLES]
+            if isinstance(one, str)
+        ),
     )
 
 
@@ -257,8 +279,10 @@ def conclude(job: Job, run: Run | None, now: datetime) -> Run | None:
     """How a Job went: as the lake says, else as the Job does; None while it runs or that is not known yet."""
     if job.ended is None:
         return None
-    if run is not None and run.name == job.name:
-        return run
+    if run is not None and tells_of(run, job):
+        # Whatever it said before, it did not come to its end.
+        late = job.why == _TOO_LONG
+        return replace(run, result="Failed", error=_explain(job)) if late else run
     if now - job.ended < SETTLE:
         return None
     return Run(
@@ -271,10 +295,20 @@ def conclude(job: Job, run: Run | None, now: datetime) -> Run | None:
     )
 
 
+def tells_of(run: Run, job: Job) -> bool:
+    """Whether a run is a Job's: a name comes again when a Job is removed before anybody told of it."""
+    return run.name == job.name and run.finished >= job.created
+
+
+def is_held(job: Job, now: datetime) -> bool:
+    """Whether a Job waits for its pod for so long that somebody should look."""
+    return job.ended is None and not job.up and now - job.created >= HELD_AFTER
+
+
 def _explain(job: Job) -> str:
     if not job.why:
         return ""
-    if job.why == "DeadlineExceeded":
+    if job.why == _TOO_LONG:
         return f"Job {job.name} took too long and was ended"
     return f"Job {job.name} ended without saying why ({job.why}); look at its pod with kubectl describe"
 
@@ -282,8 +316,10 @@ def _explain(job: Job) -> str:
 def _end(manifest: Json) -> tuple[datetime | None, str]:
     for condition in list_at(manifest, "status", "conditions"):
         kind = text_at(condition, "type")
-        if kind in ("Complete", "Failed") and text_at(condition, "status") == "True":
-            why = (text_at(condition, "reason") or kind) if kind == "Failed" else ""
+        # What is bound to fail has failed: its pod may take long to go.
+        failed = kind in ("Failed", "FailureTarget")
+        if (failed or kind == "Complete") and text_at(condition, "status") == "True":
+            why = (text_at(condition, "reason") or kind) if failed else ""
             return _time(dig(condition, "lastTransitionTime")), why
     return None, ""
 
@@ -312,16 +348,34 @@ def find_need(compactor: Compactor, subject: Subject, jobs: Sequence[Job], now: 
     need = Need(
         subject=subject,
         behind=weight >= 1,
-        after=newest.name if newest is not None else told.name if told is not None else "",
+        after=_before(told, newest),
         weight=weight,
         last=last,
         settling=settling,
+        unchecked=_unchecked(compactor, subject, ended),
     )
     if newest is not None and newest.ended is None:
-        return replace(need, behind=True)
+        # Its pod may be gone already, and the Job not know it yet.
+        waits = is_held(newest, now) and not (told is not None and tells_of(told, newest))
+        return replace(need, behind=True, held=newest.name if waits else "")
     if newest is not None and settling:
         return replace(need, behind=True, at=(newest.ended or now) + SETTLE)
-    return _when(compactor, need, newest, jobs, now)
+    return _when(compactor, need, newest, now)
+
+
+def _before(run: Run | None, job: Job | None) -> str:
+    """Name of the last run that is known: that of a Job, or of one that was removed and that only the lake tells of."""
+    if job is None or (run is not None and run.finished > (job.ended or job.created)):
+        return run.name if run is not None else ""
+    return job.name
+
+
+def _unchecked(compactor: Compactor, subject: Subject, ended: Sequence[Job]) -> Job | None:
+    """The newest ended Job that checked all files and of whose check nothing is told."""
+    newest = next((one for one in ended if one.deep), None)
+    if compactor.integrity is None or newest is None:
+        return None
+    return None if any(at >= newest.created for at in _checked(subject)) else newest
 
 
 def _is_later(run: Run | None, job: Job) -> bool:
@@ -331,9 +385,7 @@ def _is_later(run: Run | None, job: Job) -> bool:
     return run.finished > job.ended
 
 
-def _when(
-    compactor: Compactor, base: Need, job: Job | None, jobs: Sequence[Job], now: datetime
-) -> Need:
+def _when(compactor: Compactor, base: Need, job: Job | None, now: datetime) -> Need:
     """The same of a Tenant on which no run is under way."""
     subject, last = base.subject, base.last
     made = max(_created(compactor.meta), subject.created)
@@ -344,24 +396,29 @@ def _when(
     deep = False
     if compactor.schedule is not None:
         moments.append(compactor.schedule.following(began))
-    if compactor.integrity is not None:
-        checks = [one.created for one in jobs if one.deep and not one.why]
-        checked = compactor.integrity.following(max([made, *checks, *_checked(subject)]))
-        deep = checked <= now
-        moments.append(checked)
     attempt = 1
-    if last is not None and last.result == "Failed":
+    failed = last is not None and last.result == "Failed"
+    if compactor.integrity is not None:
+        check = compactor.integrity.following(max([made, *_checked(subject)]))
+        void = base.unchecked
+        if void is not None and not failed and void.generation == compactor.meta.generation:
+            # It ended without a word of the files, as one does that is told to stop.
+            check = max(check, (void.ended or now) + _back_off(void.attempt))
+            attempt = void.attempt + 1 if check <= now else 1
+        deep = check <= now
+        moments.append(check)
+    if last is not None and failed:
         tried = job.attempt if job is not None and job.name == last.name else 1
         changed = job is not None and job.generation != compactor.meta.generation
         attempt = 1 if changed else tried + 1
-        deep = deep or (job is not None and job.deep)
         # What failed is not begun anew by a schedule or by debt before its time.
         moments = [last.finished if changed else last.finished + _back_off(tried)]
     else:
         moments += _by_debt(compactor, base, made)
     at = min(moments, default=None)
     due = at is not None and at <= now
-    return replace(base, due=due, behind=base.behind or due, at=at, deep=deep, attempt=attempt)
+    behind = base.behind or (due and not subject.skipped)
+    return replace(base, due=due, behind=behind, at=at, deep=deep, attempt=attempt)
 
 
 def _by_debt(compactor: Compactor, base: Need, made: datetime) -> list[datetime]:
@@ -373,12 +430,16 @@ def _by_debt(compactor: Compactor, base: Need, made: datetime) -> list[datetime]
         return []  # what that run left is not known yet
     moments: list[datetime] = []
     if base.weight >= 1:
-        went_on = last is not None and last.result == "Partial" and last.files_in > 0
-        moments.append(report.debt_at if last is None or went_on else last.finished + REST)
+        moments.append(report.debt_at if last is None or _goes_on(last) else last.finished + REST)
     if report.debt_files and compactor.trigger_max_interval_ms is not None:
         interval = timedelta(milliseconds=compactor.trigger_max_interval_ms)
         moments.append((made if last is None else last.finished) + interval)
     return moments
+
+
+def _goes_on(run: Run) -> bool:
+    """Whether it stopped only since it had done its share, and another one can do as much."""
+    return run.result == "Partial" and run.why == "bytes" and run.files_in > 0
 
 
 def _weight(compactor: Compactor, subject: Subject) -> float:
@@ -392,9 +453,13 @@ def _weight(compactor: Compactor, subject: Subject) -> float:
 
 
 def _checked(subject: Subject) -> list[datetime]:
-    told = (subject.report.integrity if subject.report is not None else None) or {}
-    at = _time(told.get("checkedAt"))
-    return [at] if at is not None and text_at(told, "mode").lower() == "deep" else []
+    """When all files were checked last; a catalog that does not tell it by itself may tell it of the last check."""
+    report = subject.report
+    if report is None:
+        return []
+    last = report.integrity if text_at(report.integrity, "mode").lower() == "deep" else None
+    told = (_time(dig(one, "checkedAt")) for one in (report.deep, last))
+    return [at for at in told if at is not None]
 
 
 def _back_off(attempt: int) -> timedelta:
@@ -407,29 +472,36 @@ def mark_of(compactor: Compactor, need: Need) -> object:
     report = need.subject.report
     if report is None:
         return None
-    told, check = report.run or {}, report.integrity or {}
+    told = report.run or {}
     left = (
         need.last is not None
         and report.debt_at is not None
         and report.debt_at <= need.last.finished
     )
     return (
-        *(told.get("id"), told.get("finishedAt"), check.get("checkedAt"), report.lake),
+        *(told.get("id"), told.get("finishedAt"), *_checked(need.subject), report.lake),
         *(report.debt_at is None, left, bool(report.debt_files)),
         _weight(compactor, need.subject) >= 1,
     )
 
 
-def choose(needs: Iterable[Need], room: int) -> list[Need]:
-    """Which of them get a run now, the most useful first."""
+def choose(needs: Iterable[Need]) -> list[Need]:
+    """Which of them can have a run now, the most useful first."""
     due = [one for one in needs if one.due and not one.subject.skipped and not one.subject.busy]
-    return sorted(due, key=lambda one: (-one.weight, one.subject.name))[: max(0, room)]
+    return sorted(due, key=lambda one: (-one.weight, one.subject.name))
+
+
+def find_room(compactor: Compactor, running: Sequence[Job], now: datetime) -> int:
+    """How many more Jobs may run; one whose pod does not come up takes no other Tenant's place."""
+    held = sum(is_held(one, now) for one in running)
+    return max(0, compactor.concurrency - len(running) + min(held, HELD_AT_MOST))
 
 
 def find_spent(needs: Sequence[Need], jobs: Sequence[Job], limit: int, now: datetime) -> list[Job]:
     """Ended Jobs to remove: those beyond the limit of each Tenant.
 
-    The newest stays, whatever the limit, while it is all that tells how the last run went.
+    The newest stays, whatever the limit, while it is all that tells how the last run went; so does one that was to check
+    all files and did not, by which the next such check waits.
     """
     by_tenant = {one.subject.uid: one for one in needs}
     spent: list[Job] = []
@@ -437,17 +509,20 @@ def find_spent(needs: Sequence[Need], jobs: Sequence[Job], limit: int, now: date
         ended = [one for one in jobs if one.tenant_uid == uid and one.ended is not None]
         ended.sort(key=_age, reverse=True)
         need = by_tenant.get(uid)
-        kept = limit if limit or need is None or _is_told(need, ended, now) else 1
-        spent += [one for one in ended[kept:] if now - (one.ended or now) >= SETTLE]
+        kept = limit if limit or need is None or _is_told(need, ended) else 1
+        spared = need.unchecked if need is not None else None
+        spent += [
+            one for one in ended[kept:] if one != spared and now - (one.ended or now) >= SETTLE
+        ]
     return spent
 
 
-def _is_told(need: Need, ended: Sequence[Job], now: datetime) -> bool:
+def _is_told(need: Need, ended: Sequence[Job]) -> bool:
     """Whether the lake itself tells all that the newest ended Job does."""
     told = read_run(need.subject)
-    if not ended or told is None or told.name != ended[0].name or told.result == "Failed":
+    if not ended or told is None or not tells_of(told, ended[0]):
         return False
-    return not ended[0].deep or any(at >= ended[0].created for at in _checked(need.subject))
+    return told.result != "Failed" and ended[0].why != _TOO_LONG
 
 
 def next_job(compactor: Compactor, need: Need) -> str:

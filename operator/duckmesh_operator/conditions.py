@@ -421,7 +421,7 @@ COMPACTOR_CONDITIONS: Final[Mapping[str, Mapping[str, Case]]] = {
         ),
         **_cases(
             FALSE,
-            Behind="There is work to do in: {tenants}.",
+            Behind="There is work to do in: {tenants}.{hindrance}",
         ),
         **_cases(
             UNKNOWN,
@@ -434,10 +434,7 @@ COMPACTOR_CONDITIONS: Final[Mapping[str, Mapping[str, Case]]] = {
         **_cases(
             TRUE,
             Succeeded="The last run of each Tenant that had one ended well.",
-            Partial=(
-                "The last run ended well and before its end, at target.maxBytesPerRun or when it was told to stop; the next "
-                "one goes on from there."
-            ),
+            Partial="The last run {ended}. The next one goes on from there.",
         ),
         **_cases(
             FALSE,

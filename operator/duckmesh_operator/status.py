@@ -297,7 +297,7 @@ def _caught_up(p: Policy) -> Condition:
         return tell(kind, "NoTenants")
     behind = [one.subject.name for one in p.needs if one.behind]
     if behind:
-        return tell(kind, "Behind", tenants=_listed(behind))
+        return tell(kind, "Behind", tenants=_listed(behind), hindrance=_hindrance(p))
     return tell(kind, "NotReported" if find_debt(p.needs) is None else "CaughtUp")
 
 
@@ -315,11 +315,46 @@ def _last_run_succeeded(p: Policy) -> Condition:
         )
     # Of a Tenant that is gone since, a failure is nobody's any more.
     result = text_at(_last_run(p), "result")
-    if runs:
-        result = max(runs, key=lambda one: one.finished).result
+    last = max(runs, key=lambda one: one.finished, default=None)
+    if last is not None:
+        result = last.result
     if result not in ("Succeeded", "Partial"):
         return tell(kind, "NoRun")
-    return tell(kind, result)
+    return tell(kind, result, ended=explain_end(last))
+
+
+def explain_end(run: Run | None) -> str:
+    """What ended a run that was `Partial`, as the end of a sentence about it."""
+    match run.why if run is not None else "":
+        case "bytes":
+            return "ended when it had rewritten target.maxBytesPerRun"
+        case "stopped":
+            return "was told to stop before its end"
+        case "stuck":
+            return f"could not merge {_unmerged(run)}, as the log of its Job says"
+    return "ended well, and before all was done"
+
+
+def _unmerged(run: Run | None) -> str:
+    tables = run.tables if run is not None else ()
+    return f"the tables {', '.join(tables)}" if tables else "some tables"
+
+
+def _hindrance(p: Policy) -> str:
+    """What keeps work from being done that goes on by itself otherwise; empty, or sentences after a space."""
+    held = [f"{one.subject.name} (Job {one.held})" for one in p.needs if one.held]
+    runs = [one.last for one in p.needs if one.last is not None]
+    stuck = [one for one in runs if one.result == "Partial" and one.why == "stuck"]
+    told = ""
+    if held:
+        told += (
+            f" No pod comes up for: {_listed(held)}. See kubectl describe job: a quota is used up, no node has room, or the "
+            "image is not there. Raise the quota or lower spec.resources; it goes on by itself."
+        )
+    if stuck:
+        left = _listed(f"{_unmerged(one)} of {one.tenant}" for one in stuck)
+        told += f" The last run could not merge {left}; the log of its Job says why."
+    return told
 
 
 def _last_run(p: Policy) -> Manifest:

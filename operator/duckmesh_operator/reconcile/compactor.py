@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -24,6 +24,7 @@ from duckmesh_operator.compaction import (
     Subject,
     choose,
     find_need,
+    find_room,
     find_spent,
     is_run_of,
     mark_of,
@@ -37,7 +38,7 @@ from duckmesh_operator.errors import Conflict, Forbidden, Invalid, NotFound, Ope
 from duckmesh_operator.events import Note, Recorder
 from duckmesh_operator.kube import Api
 from duckmesh_operator.lag import LagBoard, LagReport, objective_of
-from duckmesh_operator.manifest import Json, Manifest, object_at, text_at
+from duckmesh_operator.manifest import Json, Manifest, dig, object_at, text_at
 from duckmesh_operator.model import Compactor, Meta, parse_compactor, parse_meta, parse_tenant
 from duckmesh_operator.names import (
     COMPACT,
@@ -45,8 +46,11 @@ from duckmesh_operator.names import (
     JOB,
     LABEL_COMPONENT,
     LABEL_MANAGED_BY,
+    LABEL_TENANT_UID,
     MANAGED_BY,
+    NETWORK_POLICY,
     TENANT,
+    child,
 )
 from duckmesh_operator.queue import Key
 from duckmesh_operator.settings import Settings
@@ -57,6 +61,7 @@ from duckmesh_operator.status import (
     Problem,
     build_compactor_status,
     build_denied_status,
+    explain_end,
     find_debt,
     same,
 )
@@ -73,6 +78,7 @@ REFUSED_S: Final = 60.0
 DEBT_REFRESH: Final = timedelta(minutes=5)
 DEBT_REFRESH_RUNNING: Final = timedelta(minutes=1)
 
+_TOO_OLD: Final = "its version has no Jobs yet: move it with kubectl duckmesh upgrade"
 _JOBS: Final = {LABEL_COMPONENT: COMPACT, LABEL_MANAGED_BY: MANAGED_BY}
 
 
@@ -89,9 +95,10 @@ class _Look:
         needs: What each Tenant that it looks after needs.
         conflicts: Tenants of older Compactors, with that one's name.
         jobs: Its Jobs.
+        busy: Uids of Tenants on which Jobs of other Compactors work.
         refused: Why the API server takes no Job.
         denied: Why it does not even show them.
-        again: A Job was there that the list did not show.
+        again: A Job was there that the list did not show, or one waits for its NetworkPolicy.
         failure: What to tell the queue after the status is written.
     """
 
@@ -103,6 +110,7 @@ class _Look:
     needs: list[Need] = field(default_factory=list)
     conflicts: dict[str, str] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
+    busy: set[str] = field(default_factory=set)
     refused: str = ""
     denied: str = ""
     again: bool = False
@@ -123,7 +131,8 @@ class _Seen:
         needs: What its Tenants needed.
         debt: What the status shows of it.
         written: When the status was written; at first, when this process saw it first.
-        running: Names of Jobs that had not ended.
+        running: Names of Jobs that had not ended, or of whose end nobody was told.
+        failing: The last look failed: it is repeated by itself.
     """
 
     compactor: Compactor | None
@@ -131,6 +140,7 @@ class _Seen:
     debt: object
     written: datetime
     running: set[str] = field(default_factory=set)
+    failing: bool = False
 
 
 class CompactorReconciler:
@@ -182,13 +192,14 @@ class CompactorReconciler:
             look.compactor = parse_compactor(obj)
         except Invalid as error:
             look.problem = Problem(reason=error.reason, message="; ".join(error.problems) + ".")
-        if look.compactor is not None:
-            try:
-                await self._advance(look, look.compactor)
-            except Forbidden as error:
-                look.denied, look.failure = f"{error}.", error
-            except OperatorError as error:
-                look.failure = error
+        try:
+            tenants = await self._look(look)
+            if look.compactor is not None:
+                await self._advance(look, look.compactor, tenants)
+        except Forbidden as error:
+            look.denied, look.failure = f"{error}.", error
+        except OperatorError as error:
+            look.failure = error
         await self._report(key, look)
         if look.failure is not None:
             raise look.failure
@@ -218,7 +229,7 @@ class CompactorReconciler:
         return [one for one in near if one != key]
 
     def _is_due(self, seen: _Seen, now: datetime) -> bool:
-        if seen.compactor is None:
+        if seen.compactor is None or seen.failing:
             return False
         needs = [
             replace(one, subject=replace(one.subject, report=self._report_of(one.subject.uid)))
@@ -244,35 +255,38 @@ class CompactorReconciler:
 
     # ---------------------------------------------------------------- the steps
 
-    async def _advance(self, look: _Look, compactor: Compactor) -> None:
+    async def _look(self, look: _Look) -> list[Manifest]:
+        """The Tenants of the namespace; runs of those that are to have no pods are ended, whatever the spec says."""
         found = await self._api.list(JOB, look.meta.namespace, _JOBS)
         jobs = [job for job in map(parse_job, found) if job is not None]
         look.jobs = [job for job in jobs if job.owner == look.meta.uid]
-        busy = {job.tenant_uid for job in jobs if job.ended is None and job.owner != look.meta.uid}
+        look.busy = {
+            job.tenant_uid for job in jobs if job.ended is None and job.owner != look.meta.uid
+        }
         tenants = await self._api.list(TENANT, look.meta.namespace)
+        going = {parse_meta(one).uid for one in tenants if not _is_stopped(one)}
+        for job in look.running:
+            if job.tenant_uid not in going:
+                await self._delete(look, job)  # it ends in order, with what it has done
+        return tenants
+
+    async def _advance(
+        self, look: _Look, compactor: Compactor, tenants: Sequence[Manifest]
+    ) -> None:
         rivals = await self._rivals(look.meta)
         by_tenant: dict[str, list[Job]] = defaultdict(list)
         for job in look.jobs:
             by_tenant[job.tenant_uid].append(job)
         now = self._now()
-        stopped = {job.tenant_uid for job in look.jobs} - {
-            text_at(tenant, "metadata", "uid") for tenant in tenants
-        }
         for tenant in tenants:
             meta, labels = parse_meta(tenant), object_at(tenant, "metadata", "labels")
-            named = names_tenant(compactor, meta.name, labels)
-            if not named and meta.uid not in by_tenant:
+            if not names_tenant(compactor, meta.name, labels):
                 continue
-            subject = self._subject(look, compactor, tenant, busy)
-            if subject.stopped:
-                stopped.add(subject.uid)
-            if not named:
+            if other := older_one(compactor, rivals, meta.name, labels):
+                look.conflicts[meta.name] = other
                 continue
-            if other := older_one(compactor, rivals, subject.name, labels):
-                look.conflicts[subject.name] = other
-                continue
-            look.needs.append(find_need(compactor, subject, by_tenant[subject.uid], now))
-        await self._stop(look, stopped)
+            subject = self._subject(look, compactor, tenant)
+            look.needs.append(find_need(compactor, subject, by_tenant[meta.uid], now))
         await self._start(look, compactor)
         for job in find_spent(look.needs, look.jobs, compactor.history_limit, now):
             await self._delete(look, job)
@@ -286,16 +300,16 @@ class CompactorReconciler:
                 found += [] if one.meta.deleting else [one]
         return found
 
-    def _subject(self, look: _Look, compactor: Compactor, obj: Manifest, busy: set[str]) -> Subject:
+    def _subject(self, look: _Look, compactor: Compactor, obj: Manifest) -> Subject:
         meta = parse_meta(obj)
         subject = Subject(
             name=meta.name,
             uid=meta.uid,
             created=datetime.fromisoformat(meta.created),
-            busy=meta.uid in busy,
+            busy=meta.uid in look.busy,
         )
         if meta.deleting:
-            return replace(subject, skipped="being deleted", stopped=True)
+            return replace(subject, skipped="being deleted")
         try:
             tenant = parse_tenant(obj)
             self._board.watch(  # a process that is new may come here before it came to the Tenant
@@ -307,7 +321,7 @@ class CompactorReconciler:
             report = self._report_of(meta.uid)
             subject = replace(subject, report=report)
             if tenant.suspend:
-                return replace(subject, skipped="suspended", stopped=True)
+                return replace(subject, skipped="suspended")
             if tenant.paused:
                 return replace(subject, skipped="paused")
             if report is None:
@@ -320,6 +334,9 @@ class CompactorReconciler:
                 pinned_version=next((one for one in runs if one), ""),
                 postgres_ports=(),
             )
+            current = text_at(obj, "status", "version", "current") or context.images.version
+            if current != self._settings.runtime_version and not report.maintained:
+                return replace(subject, skipped=_TOO_OLD)
             fit_compaction(compactor.resources, context.profile)
         except Invalid as error:
             return replace(subject, skipped="; ".join(error.problems))
@@ -332,16 +349,17 @@ class CompactorReconciler:
         known = track is not None and not track.report.error and track.report.token is not None
         return track.report if track is not None and known else None
 
-    async def _stop(self, look: _Look, stopped: set[str]) -> None:
-        """End the runs of Tenants that are to have no pods: each ends in order, with what it has done."""
-        for job in look.running:
-            if job.tenant_uid in stopped:
-                await self._delete(look, job)
-
     async def _start(self, look: _Look, compactor: Compactor) -> None:
         if compactor.suspend:
             return
-        for need in choose(look.needs, compactor.concurrency - len(look.running)):
+        room = find_room(compactor, look.running, self._now())
+        for need in choose(look.needs):
+            if room <= 0:
+                return
+            if not await self._is_fenced(need.subject, look.meta.namespace):
+                look.again = True
+                continue
+            room -= 1
             context = look.contexts[need.subject.uid]
             manifest = build_compact_job(
                 context,
@@ -364,6 +382,13 @@ class CompactorReconciler:
                 look.jobs.append(job)
             await self._tell_start(look, need, text_at(made, "metadata", "name"))
 
+    async def _is_fenced(self, subject: Subject, namespace: str) -> bool:
+        """Whether the Tenant's reconcile has made the NetworkPolicy of its Jobs: none runs before it."""
+        own = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_TENANT_UID: subject.uid}
+        found = await self._api.list(NETWORK_POLICY, namespace, own)
+        name = child(subject.name, COMPACT)
+        return any(text_at(one, "metadata", "name") == name for one in found)
+
     async def _delete(self, look: _Look, job: Job) -> None:
         await self._api.delete(JOB, look.meta.namespace, job.name, job.uid)
         metrics.child_written(JOB.kind, "delete")
@@ -383,9 +408,10 @@ class CompactorReconciler:
     async def _tell_ends(self, look: _Look, seen: _Seen | None) -> None:
         """Tell of runs that ended since the last reconcile, or, to a process that is new, since the last status."""
         before = text_at(look.previous, "lastRun", "finishedAt")
+        running = {job.name for job in look.running}
         for need in look.needs:
             run = need.last
-            if run is None or not is_run_of(look.meta, run):
+            if run is None or not is_run_of(look.meta, run) or run.name in running:
                 continue
             known = seen is not None and run.name in seen.running
             if not known and (seen is not None or _is_old(run, before)):
@@ -398,7 +424,8 @@ class CompactorReconciler:
         """Write the status when it differs."""
         now, seen = self._now(), self._seen.get(key)
         written = seen.written if seen is not None else now
-        await self._tell_ends(look, seen)
+        if look.failure is None:
+            await self._tell_ends(look, seen)
         wait = DEBT_REFRESH_RUNNING if look.running else DEBT_REFRESH
         policy = Policy(
             meta=look.meta,
@@ -412,22 +439,31 @@ class CompactorReconciler:
             next_at=_next_at(look.compactor, now),
             refresh=now - written >= wait,
         )
-        if look.failure is None or look.denied:
+        if look.failure is None or look.denied or look.compactor is None:
             status = (
                 build_denied_status(look.meta, look.denied, look.previous, now)
-                if look.denied
+                if look.denied and look.compactor is not None
                 else build_compactor_status(policy, now)
             )
             self.troubles[look.meta.full_name] = troubles_of(status)
             if not same(status, look.previous) and await self._write(look.meta, status):
                 written = now
             look.previous = status
+        running = {job.name for job in look.running}
+        if seen is not None and (look.failure is not None or look.compactor is None):
+            running |= (
+                seen.running
+            )  # what ended meanwhile is told by the next look that gets through
+        if look.failure is not None:
+            if seen is not None:
+                seen.written, seen.running, seen.failing = written, running, True
+            return
         self._seen[key] = _Seen(
             compactor=look.compactor,
             needs=look.needs,
             debt=look.previous.get("debt"),
             written=written,
-            running={job.name for job in look.running} | _unsettled(look),
+            running=running | _unsettled(look),
         )
 
     async def _write(self, meta: Meta, status: Manifest) -> bool:
@@ -465,6 +501,11 @@ class CompactorReconciler:
         return max(0.1, min(waits))
 
 
+def _is_stopped(tenant: Json) -> bool:
+    """Whether a Tenant is to have no pods: it is suspended or being deleted."""
+    return parse_meta(tenant).deleting or dig(tenant, "spec", "suspend") is True
+
+
 def _next_at(compactor: Compactor | None, now: datetime) -> datetime | None:
     """When a schedule comes next; None without one, and while it starts nothing."""
     if compactor is None or compactor.suspend:
@@ -487,7 +528,8 @@ def _note(run: Run) -> Note:
         reason = (run.error or "it gave no reason").rstrip(". ")
         message = f"Tenant {run.tenant}: the run {run.name} failed: {reason}."
         return Note(reason="RunFailed", message=message, about=run.name)
-    rest = " The next one goes on from there." if run.result == "Partial" else ""
+    partial = f" It {explain_end(run)}; the next one goes on from there."
+    rest = partial if run.result == "Partial" else ""
     done = f"made {run.files_out} files of {run.files_in}, {run.bytes_rewritten} bytes"
     done = done if run.files_in else "found nothing to merge"
     message = f"Tenant {run.tenant}: the run {run.name} {done}.{rest}"

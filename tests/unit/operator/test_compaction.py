@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from duckmesh_operator.compaction import (
+    HELD_AFTER,
     REST,
     RETRY_AFTER,
     RETRY_AT_MOST,
@@ -18,6 +20,7 @@ from duckmesh_operator.compaction import (
     choose,
     conclude,
     find_need,
+    find_room,
     find_spent,
     is_run_of,
     mark_of,
@@ -56,6 +59,7 @@ def compactor(
 
 TRIGGER = {"trigger": {"smallFiles": 100, "deletedRatio": 0.2, "maxInterval": "24h"}}
 NIGHTLY = {"schedule": "0 3 * * *"}
+YEARLY = {"schedule": "0 0 1 1 *"}
 
 
 def told(
@@ -220,8 +224,14 @@ def test_a_run_that_stopped_half_way_is_followed_at_once_if_it_did_anything() ->
     ended = at("02T10:00")
     now = ended + timedelta(seconds=10)
 
-    assert need(TRIGGER, told(now, 200, run=run(ended, "Partial")), now).due
-    assert not need(TRIGGER, told(now, 200, run=run(ended, "Partial", filesIn=0)), now).due
+    def due(**more: Any) -> bool:
+        return need(TRIGGER, told(now, 200, run=run(ended, "Partial", **more)), now).due
+
+    assert due(why="bytes")
+    assert not due(why="bytes", filesIn=0)
+    assert not due(why="stopped")
+    assert not due(why="stuck", tables=["t"])
+    assert not due()
 
 
 # -------------------------------------------------------------------- by schedule
@@ -264,20 +274,64 @@ def test_a_run_that_only_the_lake_remembers_counts() -> None:
 def test_a_check_of_all_files_is_made_when_its_time_comes() -> None:
     spec = NIGHTLY | {"integrity": {"schedule": "0 5 * * *"}}
     nightly = job(at("02T03:00:01"), ended=at("02T03:05"))
-    deep = job(at("02T05:00:01"), "night-2", ended=at("02T05:05"), deep=True)
     failed = job(at("02T05:00:01"), "night-2", ended=at("02T05:05"), deep=True, why="X")
     checked = {"integrity": {"checkedAt": at("02T05:04").isoformat(), "mode": "deep"}}
 
     found = need(spec, told(at("02T05:00")), at("02T05:00"), nightly)
     assert (found.due, found.deep) == (True, True)
-    found = need(spec, told(at("02T06:00")), at("02T06:00"), nightly, deep)
-    assert (found.due, found.deep) == (False, False)
     found = need(spec, told(at("02T06:00")), at("02T06:00"), nightly, failed)
     assert (found.due, found.deep) == (True, True)
     seen = told(at("02T06:00"), run=run(at("02T05:05")), **checked)
     assert not need(spec, seen, at("02T06:00")).due
     cheap = {"integrity": {"checkedAt": at("02T05:04").isoformat(), "mode": "cheap"}}
     assert need(spec, told(at("02T06:00"), **cheap), at("02T06:00"), nightly).deep
+    both = cheap | {"deep": checked["integrity"]}
+    assert not need(spec, told(at("02T06:00"), **both), at("02T06:00"), nightly).due
+
+
+def test_the_next_check_counts_from_what_a_check_told_and_not_from_its_job() -> None:
+    spec = YEARLY | {"integrity": {"schedule": "0 * * * *"}}
+    long = job(at("02T05:00:01"), ended=at("02T07:31"), deep=True)
+    checked = {"deep": {"checkedAt": at("02T07:30").isoformat(), "mode": "deep"}}
+
+    found = need(spec, told(at("02T07:40"), **checked), at("02T07:40"), long)
+
+    assert (found.due, found.at) == (False, at("02T08:00"))
+
+
+@pytest.mark.parametrize(("attempt", "wait"), [(1, 1), (2, 2), (9, 60)])
+@pytest.mark.parametrize("result", ["Partial", "Succeeded", ""])
+def test_a_check_that_told_nothing_comes_again_later_each_time(
+    result: str, attempt: int, wait: int
+) -> None:
+    spec = YEARLY | {"integrity": {"schedule": "0 5 * * *"}}
+    ended = at("02T05:05")
+    cut = job(at("02T05:00:01"), ended=ended, deep=True, attempt=attempt)
+    later = job(at("02T05:05:10"), "night-2", ended=at("02T05:05:20"))
+    then = ended + timedelta(minutes=wait)
+    almost = then - timedelta(seconds=1)
+    said = {"run": run(ended, result)} if result else {}
+
+    early = need(spec, told(almost, **said), almost, cut)
+    found = need(spec, told(then, **said), then, cut)
+
+    assert (early.due, early.deep, early.at) == (False, False, then)
+    assert (found.due, found.deep, found.attempt) == (True, True, attempt + 1)
+    after = need(spec, told(then, **said), then, cut, later)
+    assert (after.due, after.deep, after.attempt) == (True, True, attempt + 1)
+    old = replace(cut, generation=7)
+    assert need(spec, told(almost, **said), almost, old).deep
+
+
+def test_a_check_that_was_told_is_not_made_again_since_the_run_failed_after_it() -> None:
+    spec = YEARLY | {"integrity": {"schedule": "0 5 * * *"}}
+    failed = job(at("02T05:00:01"), ended=at("02T05:05"), deep=True, why="X")
+    checked = {"deep": {"checkedAt": at("02T05:04").isoformat(), "mode": "deep"}}
+    now = at("02T06:00")
+
+    found = need(spec, told(now, **checked), now, failed)
+
+    assert (found.due, found.deep, found.attempt) == (True, False, 2)
 
 
 # -------------------------------------------------------------------- after a failure
@@ -328,13 +382,37 @@ def test_debt_and_schedule_do_not_shorten_the_wait() -> None:
 
 
 def test_the_lake_tells_better_than_the_job() -> None:
-    ended = job(at("02T03:00"), ended=at("02T03:05"), why="DeadlineExceeded")
+    ended = job(at("02T03:00"), ended=at("02T03:05"), why="BackoffLimitExceeded")
     seen = subject(told(at("02T03:06"), run=run(at("02T03:04"), "Partial")))
 
     found = conclude(ended, read_run(seen), at("02T03:05"))
 
     assert found is not None
     assert (found.result, found.files_in) == ("Partial", 9)
+
+
+def test_a_run_that_took_too_long_failed_whatever_it_said() -> None:
+    late = job(at("02T03:00"), ended=at("02T05:00"), why="DeadlineExceeded")
+    now = at("02T05:00:10")
+
+    found = need(NIGHTLY, told(now, run=run(at("02T05:00"), "Partial", why="stopped")), now, late)
+
+    assert found.last is not None
+    assert (found.last.result, found.last.files_in) == ("Failed", 9)
+    assert "took too long" in found.last.error
+    assert (found.due, found.at) == (False, at("02T05:01"))
+
+
+def test_a_name_that_comes_again_has_not_the_result_of_the_one_before() -> None:
+    before = run(at("02T03:00:30"), "Partial")
+    again = job(at("02T04:00"), ended=at("02T04:05"))
+
+    early = need(NIGHTLY, told(at("02T04:05"), run=before), at("02T04:05"), again)
+    found = need(NIGHTLY, told(at("02T04:06"), run=before), at("02T04:06"), again)
+
+    assert (early.settling, early.last) == (True, None)
+    assert found.last is not None
+    assert (found.last.result, found.last.started) == ("Succeeded", again.created)
 
 
 def test_a_job_that_just_ended_is_given_time_to_be_told_of() -> None:
@@ -404,9 +482,28 @@ def test_the_most_useful_go_first_and_none_twice() -> None:
         )
     ]
 
-    assert [one.subject.name for one in choose(needs, 2)] == ["b", "a"]
-    assert [one.subject.name for one in choose(needs, 9)] == ["b", "a", "c"]
-    assert choose(needs, 0) == choose(needs, -3) == []
+    assert [one.subject.name for one in choose(needs)] == ["b", "a", "c"]
+    assert {one.subject.name: one.behind for one in needs}["d"]  # its debt is there
+
+
+def test_there_is_room_for_as_many_as_may_run_beside_those_without_a_pod() -> None:
+    now = at("02T12:00")
+    up = job(now - DAY, "a")
+    young = job(now - HELD_AFTER / 2, "b", up=False)
+    held = [job(now - HELD_AFTER, f"c{number}", up=False) for number in range(20)]
+    three = compactor(TRIGGER | {"concurrency": 3})
+
+    assert find_room(three, [], now) == 3
+    assert find_room(three, [up, young], now) == 1
+    assert find_room(three, [up, young, *held[:5]], now) == 1
+    assert find_room(three, [up, young, *held], now) == 0  # they may all come up at once
+
+
+def test_a_time_that_comes_for_a_tenant_without_runs_is_no_work() -> None:
+    now = at("02T03:00")
+
+    assert not need(NIGHTLY, told(now), now, skipped="paused").behind
+    assert need(NIGHTLY, told(now), now).behind
 
 
 def test_the_next_run_has_one_name_until_it_is_there() -> None:
@@ -417,6 +514,9 @@ def test_the_next_run_has_one_name_until_it_is_there() -> None:
     second = next_job(spec, need(NIGHTLY, told(at("03T03:00")), at("03T03:00"), made))
     other = next_job(spec, need(NIGHTLY, told(now), now, uid="u2"))
 
+    gone = told(at("02T03:30"), run=run(at("02T03:29"), "Partial", id=second))
+    third = next_job(spec, need(NIGHTLY, gone, at("03T03:00"), made))
+    assert third not in (first, second)  # the second was removed before its end, and told of itself
     assert first == again
     assert len({first, second, other}) == 3
     assert first.startswith("night-")
@@ -445,15 +545,29 @@ def test_a_few_ended_jobs_of_each_tenant_are_kept() -> None:
 def test_the_newest_stays_while_nothing_else_tells_how_it_went() -> None:
     name = "night-0123456789ab"
     ended = job(at("02T03:00"), name, ended=at("02T03:05"))
-    deep = job(at("02T03:00"), name, ended=at("02T03:05"), deep=True)
-    checked = {"integrity": {"checkedAt": at("02T03:04").isoformat(), "mode": "deep"}}
+    late = job(at("02T03:00"), name, ended=at("02T03:05"), why="DeadlineExceeded")
     now = at("02T04:00")
 
     assert spent(0, told(now, run=run(at("02T03:05"))), ended) == [name]
     assert spent(0, told(now), ended) == []
     assert spent(0, told(now, run=run(at("02T03:05"), "Failed")), ended) == []
-    assert spent(0, told(now, run=run(at("02T03:05"))), deep) == []
-    assert spent(0, told(now, run=run(at("02T03:05")), **checked), deep) == [name]
+    assert spent(0, told(now, run=run(at("02T03:05"))), late) == []
+    assert spent(0, told(now, run=run(at("02T02:05"))), ended) == []  # of one before by this name
+
+
+def test_a_job_that_was_to_check_all_files_stays_while_nobody_tells_of_it() -> None:
+    spec = YEARLY | {"integrity": {"schedule": "0 5 * * *"}}
+    deep = job(at("02T03:00"), "n1", ended=at("02T03:05"), deep=True)
+    newer = job(at("02T04:00"), ended=at("02T04:05"))
+    checked = {"deep": {"checkedAt": at("02T03:04").isoformat(), "mode": "deep"}}
+    now = at("02T05:00")
+
+    def left(**more: Any) -> set[str]:
+        found = need(spec, told(now, run=run(at("02T04:05")), **more), now, deep, newer)
+        return {"n1", newer.name} - {one.name for one in find_spent([found], [deep, newer], 0, now)}
+
+    assert left() == {"n1"}
+    assert left(**checked) == set()
 
 
 def test_a_job_that_has_just_ended_is_not_removed_yet() -> None:
@@ -482,7 +596,9 @@ def test_a_job_is_read_as_it_was_made() -> None:
         "ownerReferences": [{"kind": "Other"}, owner],
     }
     ended = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}
-    status = {"conditions": [ended | {"lastTransitionTime": "2026-05-02T05:00:00Z"}]}
+    status: dict[str, Any] = {
+        "conditions": [ended | {"lastTransitionTime": "2026-05-02T05:00:00Z"}]
+    }
 
     found = parse_job({"metadata": meta, "status": status})
 
@@ -498,7 +614,19 @@ def test_a_job_is_read_as_it_was_made() -> None:
         attempt=3,
         generation=2,
         deep=True,
+        up=False,
     )
+    for counted in ("ready", "succeeded", "failed"):
+        up = parse_job({"metadata": meta, "status": {counted: 1}})
+        assert up is not None
+        assert (up.up, up.ended) == (True, None)
+    waiting = parse_job({"metadata": meta, "status": {"active": 1, "ready": 0}})
+    assert waiting is not None
+    assert not waiting.up
+    soon = {"type": "FailureTarget", "lastTransitionTime": "2026-05-02T04:59:00Z"}
+    dying = parse_job({"metadata": meta, "status": {"conditions": [ended | soon]}})
+    assert dying is not None
+    assert (dying.ended, dying.why) == (at("02T04:59"), "DeadlineExceeded")
     assert parse_job({"metadata": meta | {"ownerReferences": []}}) is None
     stranger = parse_job({"metadata": meta | {"annotations": {"duckmesh.io/attempt": "-x"}}})
     assert stranger is not None
@@ -518,6 +646,7 @@ def test_only_what_decides_makes_a_compactor_due() -> None:
         mark(told(now, 0)),
         mark(told(now, 100)),
         mark(told(now, 10, run=run(now))),
+        mark(told(now, 10, deep={"checkedAt": now.isoformat()})),
     ]
     assert all(one != mark(told(now, 10)) for one in changed)
     assert len({repr(one) for one in changed}) == len(changed)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from duckmesh_operator.compaction import RETRY_AFTER, SETTLE, Need, Run, Subject
+from duckmesh_operator.compaction import HELD_AFTER, RETRY_AFTER, SETTLE, Need, Run, Subject
 from duckmesh_operator.conditions import COMPACTOR_CONDITIONS
 from duckmesh_operator.errors import Forbidden, Invalid, Unavailable
 from duckmesh_operator.events import Recorder
 from duckmesh_operator.lag import CatalogHealth, LagBoard, LagReport, Objective
 from duckmesh_operator.model import parse_compactor
-from duckmesh_operator.names import COMPACTOR, JOB, TENANT
+from duckmesh_operator.names import COMPACTOR, JOB, NETWORK_POLICY, TENANT
 from duckmesh_operator.queue import Key
 from duckmesh_operator.reconcile.compactor import (
     DEBT_REFRESH,
@@ -86,9 +86,14 @@ class World:
         uid = f"00000000-0000-4000-8000-{number:012d}"
         about = {"name": name, "namespace": "team", "uid": uid}
         made = {"apiVersion": TENANT.api_version, "kind": "Tenant", "spec": spec or {}}
+        made["status"] = meta.pop("status", {})
         self.api.add(
             made | {"metadata": about | {"creationTimestamp": "2026-05-01T00:00:00Z"} | meta}
         )
+        fence = {"name": f"{name}-compact", "namespace": "team"}
+        own = {"app.kubernetes.io/managed-by": "duckmesh-operator", "duckmesh.io/tenant-uid": uid}
+        policy = {"apiVersion": NETWORK_POLICY.api_version, "kind": NETWORK_POLICY.kind}
+        self.api.add(policy | {"metadata": fence | {"labels": own}})
         full = f"team/{name}"
         self.board.watch(uid, tenant=full, catalog="default", objective=Objective())
         self.reports[name] = LagReport(
@@ -350,7 +355,211 @@ async def test_a_failed_run_is_reported_and_tried_again_later(world: World) -> N
     assert world.reconciler.troubles == {"team/night": frozenset()}
 
 
+async def test_a_name_that_comes_again_after_a_suspension_is_told_with_its_own_end(
+    world: World,
+) -> None:
+    spec = {"tenantRef": {"name": "acme"}} | TRIGGER
+    world.tenant()
+    world.compactor(spec)
+    world.says(files=100)
+    await world.run()
+    (name,) = world.jobs
+    world.change("Tenant", "acme", {"suspend": True})
+    await world.run()
+    assert world.jobs == {}
+
+    world.change("Tenant", "acme", {})
+    await world.run()  # before the one that was ended could say anything
+    assert set(world.jobs) == {name}
+    stamp = (world.now - timedelta(seconds=1)).isoformat()
+    world.says(files=100, run={"id": name, "finishedAt": stamp, "result": "Partial"})
+    await world.run()
+    assert world.events == ["RunStarted"]
+
+    world.now += timedelta(seconds=5)
+    world.end(name)
+    assert await world.run() == LOOK_SOON_S
+    world.now += SETTLE
+    await world.run()
+    assert world.status()["lastRun"]["result"] == "Succeeded"
+    assert world.events == ["RunStarted", "RunSucceeded"]
+
+
+async def test_a_run_that_said_it_ended_is_told_once_when_its_job_has(world: World) -> None:
+    world.tenant()
+    world.compactor({"tenantRef": {"name": "acme"}} | TRIGGER)
+    world.says(files=100)
+    await world.run()
+    (name,) = world.jobs
+    world.says(run={"id": name, "finishedAt": world.now.isoformat(), "result": "Succeeded"})
+
+    for _ in range(3):
+        await world.run()
+    assert world.events == ["RunStarted"]
+    world.end(name)
+    for _ in range(3):
+        await world.run()
+
+    assert world.events == ["RunStarted", "RunSucceeded"]
+
+
+async def test_an_end_that_came_while_a_look_failed_is_told_afterwards(world: World) -> None:
+    world.tenant()
+    world.compactor({"tenantRef": {"name": "acme"}, "historyLimit": 0} | TRIGGER)
+    world.says(files=100)
+    await world.run()
+    (name,) = world.jobs
+    world.end(name, result="Succeeded")
+    for _ in range(2):
+        world.api.failing["list Job"] = Unavailable("503")
+        with pytest.raises(Unavailable):
+            await world.run()
+        assert world.reconciler.due() == []  # it is repeated by itself
+
+    await world.run()
+
+    assert world.events == ["RunStarted", "RunSucceeded"]
+    world.says(files=100)
+    assert world.reconciler.due() == [Key("Compactor", "team", "night")]
+
+
+async def test_a_look_that_fails_half_way_tells_an_end_once(world: World) -> None:
+    for name in ("a", "b"):
+        world.tenant(name)
+    world.compactor(ALL | {"concurrency": 2} | TRIGGER)
+    world.says("a", files=100)
+    await world.run()
+    (first,) = world.jobs
+    world.end(first, result="Succeeded")
+    world.says("b", files=100)
+    world.api.failing["create Job"] = Unavailable("503")
+    with pytest.raises(Unavailable):
+        await world.run()
+
+    await world.run()
+
+    assert world.events == ["RunStarted", "RunStarted", "RunSucceeded"]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"why": "bytes"}, "target.maxBytesPerRun"),
+        ({"why": "stopped"}, "was told to stop"),
+        (
+            {"why": "stuck", "tables": ["orders", "items"]},
+            "could not merge the tables orders, items",
+        ),
+        ({"why": "stuck"}, "could not merge some tables"),
+        ({}, "before all was done"),
+    ],
+)
+async def test_what_ended_a_run_before_its_end_is_said(world: World, told: Any, said: str) -> None:
+    world.tenant()
+    world.compactor({"tenantRef": {"name": "acme"}} | TRIGGER)
+    world.says(files=100)
+    await world.run()
+    (name,) = world.jobs
+    world.end(name, result="Partial", **told)
+    world.says(files=100)
+
+    await world.run()
+
+    assert world.said()["LastRunSucceeded"] == ("True", "Partial")
+    assert said in world.message("LastRunSucceeded")
+    assert ("could not merge" in world.message("CaughtUp")) is (told.get("why") == "stuck")
+    assert len(world.jobs) == (2 if told.get("why") == "bytes" else 1)
+
+
 # -------------------------------------------------------------------- many Tenants
+
+
+async def test_a_job_whose_pod_does_not_come_up_is_named_and_in_nobodys_way(world: World) -> None:
+    for name, files in (("a", 900), ("b", 100), ("c", 100)):
+        world.tenant(name)
+        world.says(name, files=files)
+    world.compactor(ALL | TRIGGER)
+    await world.run()
+    ((name, held),) = world.jobs.items()
+    assert held["metadata"]["labels"]["duckmesh.io/tenant"] == "a"
+    assert "No pod" not in world.message("CaughtUp")
+
+    world.now += HELD_AFTER
+    await world.run()
+
+    assert len(world.jobs) == 2
+    assert f"No pod comes up for: a (Job {name})" in world.message("CaughtUp")
+    assert "quota" in world.message("CaughtUp")
+    world.api._update((JOB.kind, "team", name), held | {"status": {"active": 1, "ready": 1}})
+    await world.run()
+    assert "No pod" not in world.message("CaughtUp")
+    assert len(world.jobs) == 2
+
+
+async def test_no_job_starts_before_its_network_policy_is_there(world: World) -> None:
+    for name, files in (("a", 900), ("b", 100)):
+        world.tenant(name)
+        world.says(name, files=files)
+    policy = world.api.objects[NETWORK_POLICY.kind, "team", "a-compact"]
+    world.api.remove(NETWORK_POLICY, "team", "a-compact")
+    world.compactor(ALL | {"concurrency": 1} | TRIGGER)
+
+    assert await world.run() == LOOK_S
+
+    assert [one["metadata"]["labels"]["duckmesh.io/tenant"] for one in world.jobs.values()] == ["b"]
+    (other,) = world.jobs
+    world.end(other, result="Succeeded")
+    world.api.add(policy)
+    await world.run()
+    assert {one["metadata"]["labels"]["duckmesh.io/tenant"] for one in world.jobs.values()} == {
+        *("a", "b")
+    }
+
+
+async def test_a_version_without_jobs_is_named_with_what_to_do(world: World) -> None:
+    world.tenant(status={"version": {"current": "0.0.1"}})
+    world.says(files=0, debt_at=None)
+    world.compactor({"tenantRef": {"name": "acme"}, "schedule": "0 13 * * *"})
+    await world.run()
+    world.now += timedelta(hours=1)
+
+    await world.run()
+
+    assert world.jobs == {}
+    assert world.said()["Ready"] == ("False", "AllSkipped")
+    assert "acme (its version has no Jobs yet: move it with" in world.message("Ready")
+    assert world.status()["tenants"] == {"matched": 1, "behind": 0}
+    world.says(files=0)  # its version says what it maintains, so it has Jobs
+    await world.run()
+    assert len(world.jobs) == 1
+
+
+async def test_a_spec_that_cannot_be_stops_runs_that_may_not_go_on(world: World) -> None:
+    for name in ("a", "b", "c"):
+        world.tenant(name)
+        world.says(name, files=100)
+    world.compactor(ALL | {"concurrency": 9} | TRIGGER)
+    await world.run()
+    assert len(world.jobs) == 3
+    world.change("Compactor", "night", ALL | {"schedule": "0 0 31 2 *"})
+    world.change("Tenant", "a", {"suspend": True})
+    world.api.remove(TENANT, "team", "b")
+
+    await world.run()
+
+    left = [job["metadata"]["labels"]["duckmesh.io/tenant"] for job in world.jobs.values()]
+    assert left == ["c"]
+    assert world.said()["Ready"] == ("False", "Invalid")
+    (name,) = world.jobs
+    world.end(name, result="Succeeded")
+    await world.run()
+    world.api.failing["list Job"] = Forbidden("403")
+    with pytest.raises(Forbidden):
+        await world.run()
+    assert world.said()["Ready"] == ("False", "Invalid")
+    world.change("Compactor", "night", ALL | TRIGGER)
+    await world.run()
+    assert world.events.count("RunSucceeded") == 1
 
 
 async def test_no_more_jobs_than_may_run_at_a_time(world: World) -> None:
