@@ -809,10 +809,12 @@ class Compacted:
     Attributes:
         files_in: Files that were read; 0 when there was nothing to do, or it has to be done again later.
         files_out: Files that took their place.
+        hopeless: Whether the same slice would come to nothing again: a file is damaged, or it takes too much memory or time.
     """
 
     files_in: int = 0
     files_out: int = 0
+    hopeless: bool = False
 
 
 class LakeMaintenance(Protocol):

@@ -34,6 +34,7 @@ class FakeMaintenance:
         holed: The live files with deleted rows.
         held: Whether a restore is under way.
         conflicts: So many slices come to nothing.
+        hopeless: Tables of which no slice ever goes through.
         debts: What was reported of debt.
         runs: What was reported of runs.
         busy_since: When the oldest transaction at work began.
@@ -51,6 +52,7 @@ class FakeMaintenance:
         self.holed: list[Holed] = []
         self.held = False
         self.conflicts = 0
+        self.hopeless: set[str] = set()
         self.debts: list[Debt] = []
         self.runs: list[Mapping[str, object]] = []
         self.busy_since: datetime | None = None
@@ -118,6 +120,8 @@ class FakeMaintenance:
 
     async def compact(self, piece: Slice) -> Compacted:
         self._did(f"{'merge' if isinstance(piece, Merge) else 'rewrite'} {piece.table}")
+        if piece.table in self.hopeless:
+            return Compacted(hopeless=True)
         if self.conflicts:
             self.conflicts -= 1
             return Compacted()

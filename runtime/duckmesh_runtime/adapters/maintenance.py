@@ -230,20 +230,28 @@ class DuckLakeMaintenance:
         except (duckdb.Error, TimeoutError, OSError) as error:
             if is_conflict(error, work.step):
                 return Compacted()
-            if isinstance(error, duckdb.InternalException) and work.step == "work":
-                # DuckLake cannot sort files of before a column of the sort order was widened. Its engine is of no use now.
-                logger.warning("files cannot be merged", extra={"table": piece.table})
-                await self._close_engine()
-                return Compacted()
-            # As below: no text of the engine.
+            # As above: no text of the engine.
             logger.info("slice not done", extra={"error_type": type(error).__name__})
-            problem = (
-                "another process maintains the lake by now"
-                if is_fenced(error)
-                else "files cannot be merged now: a later round may"
-            )
-            raise Unavailable("CATALOG_UNAVAILABLE", problem) from None
-        return Compacted(files_in=work.files_in, files_out=work.files_out)
+            fenced = is_fenced(error)
+        else:
+            return Compacted(files_in=work.files_in, files_out=work.files_out)
+        if work.step == "work" and not fenced and await self._goes_on():
+            # A damaged file, one too large, or files that DuckLake cannot sort, those of before a column of the sort order
+            # was widened. The rest of the lake can do without it.
+            logger.warning("files cannot be merged", extra={"table": piece.table})
+            return Compacted(hopeless=True)
+        problem = (
+            "another process maintains the lake by now"
+            if fenced
+            else "files cannot be merged now: a later round may"
+        )
+        raise Unavailable("CATALOG_UNAVAILABLE", problem)
+
+    async def _goes_on(self) -> bool:
+        """Whether the catalog answers and the lease is ours still; the engine, which may be of no use now, begins anew."""
+        await self._close_engine()
+        with catalog_errors():
+            return await self._beat(LEASE_S)
 
     async def report_debt(self, debt: Debt) -> None:
         """See `LakeMaintenance.report_debt`."""

@@ -17,7 +17,7 @@ from typing import Final
 from duckmesh_runtime.domain.compaction import Bounds, Slice
 from duckmesh_runtime.errors import DuckmeshError, Unavailable
 from duckmesh_runtime.ports import LakeMaintenance
-from duckmesh_runtime.services.compaction import Progress, Status, compact
+from duckmesh_runtime.services.compaction import Progress, Status, Why, compact
 from duckmesh_runtime.services.expiry import Expiry
 from duckmesh_runtime.settings import FILES_STAY_S, RunSettings, SnapshotSettings
 
@@ -28,6 +28,9 @@ WAIT_S: Final = 120.0
 PAUSE_S: Final = 2.0
 LARGEST_SLICE: Final = 512 * 2**20
 """Bytes of one transaction: some minutes at most, and its memory does not grow with it."""
+
+MOST_TABLES: Final = 5
+"""Tables that a report names."""
 
 Opener = Callable[[], AbstractAsyncContextManager[LakeMaintenance]]
 Step = tuple[str, Callable[[], Awaitable[None]]]
@@ -69,18 +72,10 @@ class CompactJob:
 
     async def run(self) -> bool:
         """Do it and report it; whether it ended well, in whole or in part."""
-        started_at, error = _now(), ""
-        try:
-            await self._work()
-        except DuckmeshError as problem:
-            error = problem.message
-        except Exception:
-            logger.exception("run failed")
-            error = "an internal error; the log of the Job has it"
-        if not error and self._progress.status is Status.BUSY:
-            error = "another process maintains the lake"
-        partly = self._progress.status is not Status.DONE or self._stop.is_set()
-        result = "Failed" if error else "Partial" if partly else "Succeeded"
+        started_at = _now()
+        error = await self._work()
+        why = None if error else self._why()
+        result = "Failed" if error else "Partial" if why else "Succeeded"
         report: dict[str, object] = {
             "id": self._run.id,
             "startedAt": started_at,
@@ -92,20 +87,31 @@ class CompactJob:
         }
         if error:
             report["error"] = error[:500]
+        if why:
+            report["why"] = why.value
+        if why is Why.STUCK:
+            report["tables"] = list(self._progress.stuck[:MOST_TABLES])
         logger.log(logging.ERROR if error else logging.INFO, "run ended", extra={"run": report})
         return await self._report(report) and not error
 
-    async def _work(self) -> None:
-        await self._expire()
-        await self._compact()
-        if self._progress.status is Status.BUSY:
-            return
-        await self._expire()
-        for name, step in self._steps:
+    async def _work(self) -> str:
+        """Do all parts, whatever becomes of the others; what went wrong first, or nothing."""
+        error = ""
+        parts = (("expiry", self._expire), ("compaction", self._compact), ("expiry", self._expire))
+        for name, part in (*parts, *self._steps):
             if self._stop.is_set():
-                return
-            logger.info("step", extra={"step": name})
-            await step()
+                break
+            failed = await _tried(name, part)
+            error = error or failed
+            if self._progress.status is Status.BUSY:
+                return error or "another process maintains the lake"
+        return error
+
+    def _why(self) -> Why | None:
+        """Why the run was done in part only. What has come meanwhile is for the next."""
+        if self._stop.is_set():
+            return Why.STOPPED
+        return None if self._progress.why is Why.MORE else self._progress.why
 
     async def _compact(self) -> None:
         bounds = Bounds(
@@ -113,7 +119,7 @@ class CompactJob:
         )
         end = self._clock() + self._wait_s
         while True:
-            self._progress.status = Status.DONE
+            self._progress.status, self._progress.why = Status.DONE, None
             async with self._open() as lake:
                 await compact(
                     lake,
@@ -151,6 +157,20 @@ class CompactJob:
             logger.error("run not reported: the catalog does not answer")
             return False
         return True
+
+
+async def _tried(name: str, part: Callable[[], Awaitable[None]]) -> str:
+    """Do a part of the run; what went wrong, or nothing."""
+    logger.info("step", extra={"step": name})
+    try:
+        await part()
+    except DuckmeshError as problem:
+        logger.warning("step failed", extra={"step": name, "problem": problem.message})
+        return problem.message
+    except Exception:
+        logger.exception("step failed", extra={"step": name})
+        return "an internal error; the log of the Job has it"
+    return ""
 
 
 def _tell(progress: Progress, piece: Slice) -> None:

@@ -51,6 +51,15 @@ CALLED: Final = Bounds(files=128, size=32 * 2**20)
 _TRIES: Final = 3
 
 
+class Why(StrEnum):
+    """Why a run did not get to its end."""
+
+    BYTES = "bytes"  # it was to read no more
+    STOPPED = "stopped"  # it was told to end, or its time was over
+    STUCK = "stuck"  # files of some tables cannot be merged
+    MORE = "more"  # all was done that there was at first; more has come
+
+
 class Status(StrEnum):
     """How a run ended."""
 
@@ -68,8 +77,10 @@ class Progress:
         files_out: Files that took their place.
         size: Bytes read, about.
         slices: Transactions that landed.
-        conflicts: Those that came to nothing since rows in their files were deleted meanwhile.
+        conflicts: Those that came to nothing, most since rows in their files were deleted meanwhile.
         status: How it ended.
+        why: Why something is left; None unless it ended in part.
+        stuck: Tables of which files could not be merged, by name.
         left: What there is to do afterwards.
     """
 
@@ -79,6 +90,8 @@ class Progress:
     slices: int = 0
     conflicts: int = 0
     status: Status = Status.DONE
+    why: Why | None = None
+    stuck: Sequence[str] = ()
     left: Debt = field(default_factory=Debt)
 
 
@@ -123,14 +136,18 @@ async def compact(
         Unavailable: Catalog or store do not answer, or another process maintains the lake by now; what is done stays.
     """
     found = await lake.live_files(bounds)
-    # Of a lake that is written to there is always a little left: what was there at first is enough.
-    goal = debt(found, bounds).files
+    # Of a lake that is written to there is always a little left: what was there at first is enough, as soon as no less is left.
+    goal = least = debt(found, bounds).files
     vain: list[Slice] = []
-    while piece := next_slice(found, bounds, but=_given_up(vain, tries)):
-        over = most is not None and progress.size + piece.size > most
-        if over or not goes_on():
-            progress.status = Status.PARTIAL
+    too_large: list[Slice] = []
+    why: Why | None = None
+    while piece := next_slice(found, bounds, but=[*_given_up(vain, tries), *too_large]):
+        if not goes_on():
+            why = Why.STOPPED
             break
+        if most is not None and progress.size + piece.size > most:
+            too_large.append(piece)  # a smaller one may go in
+            continue
         if not await lake.claim():
             progress.status = Status.BUSY
             break
@@ -142,17 +159,24 @@ async def compact(
             metrics.compacted(size=piece.size, seconds=seconds)
             await lake.report_merged()
         else:
-            vain.append(piece)
+            vain += [piece] * (tries if done.hopeless else 1)
             progress.conflicts += 1
             metrics.compaction_undone()
         told(progress, piece)
         found = await lake.live_files(bounds)
-        if progress.files_in - progress.files_out >= goal:
+        left = debt(found, bounds).files
+        if progress.files_in - progress.files_out >= goal and left >= least:
+            why = Why.MORE if next_slice(found, bounds) else None
             break
+        least = min(least, left)
         # Half of the time is the committer's alone.
         await asyncio.sleep(min(1.0, seconds))
-    if vain and progress.status is Status.DONE and next_slice(found, bounds):
-        progress.status = Status.PARTIAL
+    stuck = _given_up(vain, tries)
+    if next_slice(found, bounds) and why is not Why.STOPPED and (too_large or stuck):
+        why = Why.BYTES if too_large else Why.STUCK
+    if why is not None and progress.status is Status.DONE:
+        progress.status, progress.why = Status.PARTIAL, why
+    progress.stuck = sorted({piece.table for piece in stuck})
     progress.left = debt(found, bounds)
     metrics.compaction_debt(progress.left.files)
     await lake.report_debt(progress.left)

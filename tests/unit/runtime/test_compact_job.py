@@ -60,6 +60,11 @@ class Bench:
         return [step for step in self.lake.steps if step not in ("open", "close")]
 
 
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
 async def test_a_run_does_its_parts_in_order_and_reports() -> None:
     done: list[str] = []
 
@@ -98,6 +103,28 @@ async def test_a_run_that_reads_as_much_as_it_may_is_partial() -> None:
     assert await bench.job.run()
 
     assert (bench.report["result"], bench.report["filesIn"]) == ("Partial", 0)
+    assert bench.report["why"] == "bytes"
+
+
+async def test_a_run_that_leaves_tables_out_names_them(bench: Bench) -> None:
+    for number in range(7):
+        bench.lake.sizes[f"u{number}"] = [KB] * 3
+        bench.lake.hopeless.add(f"u{number}")
+
+    assert await bench.job.run()
+
+    assert (bench.report["result"], bench.report["filesIn"]) == ("Partial", 10)
+    assert bench.report["why"] == "stuck"
+    assert bench.report["tables"] == ["u0", "u1", "u2", "u3", "u4"]
+
+
+async def test_what_comes_meanwhile_is_for_the_next_run(bench: Bench) -> None:
+    bench.lake.then = lambda: bench.lake.sizes["t"].extend([KB] * 5)
+
+    assert await bench.job.run()
+
+    assert bench.report["result"] == "Succeeded"
+    assert "why" not in bench.report
 
 
 async def test_told_to_end_a_run_ends_after_its_slice() -> None:
@@ -111,6 +138,7 @@ async def test_told_to_end_a_run_ends_after_its_slice() -> None:
     assert await bench.job.run()
 
     assert (bench.report["result"], bench.report["filesIn"]) == ("Partial", 10)
+    assert bench.report["why"] == "stopped"
     assert bench.work == ["merge t", "merged"]
 
 
@@ -160,6 +188,34 @@ async def test_a_failure_is_reported(error: Exception, said: str) -> None:
     assert bench.report["result"] == "Failed"
     assert str(bench.report["error"]).startswith(said)
     assert bench.report["filesIn"] == 10
+
+
+async def test_the_other_parts_are_done_when_one_fails() -> None:
+    done: list[str] = []
+
+    async def fails() -> None:
+        done.append("fails")
+        raise RuntimeError("secret")
+
+    async def check() -> None:
+        done.append("check")
+
+    bench = Bench(("fails", fails), ("check", check))
+
+    def fail_the_merge() -> None:
+        if bench.work == ["merge t"]:
+            bench.lake.then = lambda: None
+            raise Unavailable("CATALOG_UNAVAILABLE", "files cannot be merged now")
+
+    bench.lake.then = fail_the_merge
+
+    assert not await bench.job.run()
+
+    assert done == ["fails", "check"]
+    assert (bench.report["result"], bench.report["error"]) == (
+        "Failed",
+        "files cannot be merged now",
+    )
 
 
 async def test_without_the_catalog_there_is_no_report() -> None:

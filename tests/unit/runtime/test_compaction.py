@@ -11,7 +11,7 @@ from duckmesh_runtime.domain.compaction import Bounds, Holed, LakeFiles, Slice
 from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.ports import Compacted, LakeMaintenance
 from duckmesh_runtime.services import compaction
-from duckmesh_runtime.services.compaction import Compaction, Progress, Status, compact
+from duckmesh_runtime.services.compaction import Compaction, Progress, Status, Why, compact
 from duckmesh_runtime.settings import CompactionSettings
 from tests.fakes.maintenance import FakeMaintenance
 
@@ -70,13 +70,23 @@ async def test_no_more_bytes_are_read_than_was_said(lake: FakeMaintenance) -> No
     progress = await run(lake, most=9 * KB)
 
     assert (progress.status, progress.slices, progress.size) == (Status.PARTIAL, 2, 8 * KB)
-    assert progress.left.files == 3
+    assert (progress.why, progress.left.files) == (Why.BYTES, 3)
+
+
+async def test_what_reads_too_much_holds_up_nothing_smaller(lake: FakeMaintenance) -> None:
+    lake.sizes["t"] = [KB] * 4
+    lake.sizes["u"] = [500 * KB] * 2
+
+    progress = await run(lake, most=10 * KB)
+
+    assert (progress.why, progress.size) == (Why.BYTES, 4 * KB)
 
 
 async def test_a_run_ends_between_two_slices(lake: FakeMaintenance) -> None:
     progress = await run(lake, goes_on=lambda: len(lake.steps) < 2)
 
     assert (progress.status, progress.slices) == (Status.PARTIAL, 1)
+    assert progress.why is Why.STOPPED
     assert lake.debts[-1] == progress.left
 
 
@@ -109,8 +119,19 @@ async def test_a_table_that_comes_to_nothing_holds_up_no_other(lake: FakeMainten
 
     progress = await run(lake)
 
-    assert progress.status is Status.PARTIAL
+    assert (progress.status, progress.why) == (Status.PARTIAL, Why.STUCK)
     assert sorted(len(sizes) for sizes in lake.sizes.values()) == [1, 10]
+
+
+async def test_what_cannot_go_through_is_tried_once_and_named(lake: FakeMaintenance) -> None:
+    lake.sizes["u"] = [2 * KB] * 10
+    lake.hopeless.add("t")
+
+    progress = await run(lake)
+
+    assert (progress.why, progress.stuck, progress.conflicts) == (Why.STUCK, ["t"], 1)
+    assert len(lake.sizes["u"]) == 1
+    assert lake.steps.count("merge t") == 1
 
 
 async def test_a_run_beside_a_busy_writer_ends(lake: FakeMaintenance) -> None:
@@ -121,6 +142,7 @@ async def test_a_run_beside_a_busy_writer_ends(lake: FakeMaintenance) -> None:
 
     assert progress.files_in - progress.files_out >= 9
     assert progress.slices < 9
+    assert (progress.status, progress.why) == (Status.PARTIAL, Why.MORE)
 
 
 async def test_what_fails_leaves_what_is_done(lake: FakeMaintenance) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from duckmesh_runtime.services import compaction
+from duckmesh_runtime.services import compaction, expiry
 from duckmesh_runtime.services.compaction import Compaction
 from duckmesh_runtime.services.expiry import Expiry
 from duckmesh_runtime.settings import CompactionSettings, SnapshotSettings
@@ -19,6 +19,13 @@ from tests.fakes.server import Doors, serve
 from tests.unit.runtime.test_cli import Cli
 
 KB = 2**10
+
+
+@pytest.fixture(autouse=True)
+def _no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, a run gets to its end."""
+    monkeypatch.setattr(compaction, "CALL_S", 3600.0)
+    monkeypatch.setattr(expiry, "ROUND_S", 3600.0)
 
 
 @pytest.fixture
