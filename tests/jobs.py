@@ -51,18 +51,20 @@ def start_job(lake: Lake, log: Path, **run: object) -> subprocess.Popen[bytes]:
 
 
 def report_of(log: Path) -> dict[str, Any]:
-    """The report of the last run that ended, from its log."""
+    """The report of the last run that ended, from its log; nothing when none has."""
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     reports: list[dict[str, Any]] = [line["run"] for line in lines if "run" in line]
-    return reports[-1]
+    return reports[-1] if reports else {}
 
 
 def wait_and_peak(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Wait for its end; the exit code, and the most memory it had resident, in MiB."""
-    peak = 0.0
+    """Wait for its end, which is made after an hour; the exit code, and the most memory it had resident, in MiB."""
+    peak, end = 0.0, time.monotonic() + 3600
     while process.poll() is None:
         peak = max(peak, _peak(process.pid))
         time.sleep(0.05)
+        if time.monotonic() > end:
+            process.kill()
     return process.returncode, peak
 
 

@@ -48,6 +48,7 @@ class Steps:
     only: re.Pattern[str] = field(default_factory=lambda: re.compile(""))
     seen: list[str] = field(default_factory=list)
     hit: bool = False
+    _happening: asyncio.Future[bool] | None = None
 
     def is_it(self, name: str) -> bool:
         """Count a step; whether it is the one."""
@@ -59,8 +60,14 @@ class Steps:
     async def happen(self) -> None:
         """Let it happen; raises what ends the line when that is the end."""
         self.hit = True
-        if not await self.act():
+        self._happening = asyncio.ensure_future(self.act())
+        if not await asyncio.shield(self._happening):  # the line may end meanwhile
             raise _Ended
+
+    async def happened(self) -> None:
+        """Wait for its end; raises what it raised."""
+        if self._happening is not None:
+            await self._happening
 
 
 @asynccontextmanager
@@ -84,6 +91,7 @@ async def stepping(lake: Lake, folder: Path, steps: Steps) -> AsyncIterator[Lake
         (secrets / "dsn").write_text(urlunsplit(url._replace(netloc=netloc)))
         endpoint = f"http://127.0.0.1:{objects}"
         yield replace(lake, maintenance_dir=secrets, store=replace(lake.store, endpoint=endpoint))
+        await steps.happened()
 
 
 @asynccontextmanager
