@@ -400,7 +400,8 @@ def test_operator_may_not_list_secrets_or_run_commands(kubectl: Kubectl) -> None
     assert may("get", "secrets")
     assert not may("list", "secrets")
     assert not may("create", "pods/exec")
-    assert not may("create", "jobs")
+    assert not may("create", "pods")
+    assert not may("patch", "jobs")
 
 
 @pytest.fixture
