@@ -117,6 +117,32 @@ async def test_a_table_that_cannot_be_merged_holds_up_no_other(lake: Lake) -> No
     assert LakeView(lake).ids("a") == [0, 1, 2, 3]
 
 
+async def test_files_with_deleted_rows_are_counted_by_their_share(lake: Lake) -> None:
+    writer = await lake_writer(lake)
+    for table, rows in (("a", 10), ("b", 4)):
+        writer.commit(f"CREATE TABLE lake.{table} (id BIGINT)")
+        for number in range(3):
+            writer.commit(
+                f"INSERT INTO lake.{table} SELECT 10 * {number} + i FROM range({rows}) AS r(i)"
+            )
+    writer.commit("DELETE FROM lake.a WHERE id % 10 < 3")
+    writer.commit("DELETE FROM lake.a WHERE id = 5")
+    writer.commit("DELETE FROM lake.b WHERE id % 10 < 2")
+    writer.connection.close()
+
+    async with maintenance_of(lake) as maintenance:
+        holed = (await maintenance.live_files(Bounds())).holed
+        assert [(each.table, each.files, each.rows, each.deleted) for each in holed] == [
+            ("b", 3, 12, 6),
+            ("a", 1, 10, 4),
+            ("a", 2, 20, 6),
+        ]
+        assert await maintenance.claim()
+        for ratio, files in ((holed[1].ratio, 1), (holed[2].ratio, 2)):
+            piece = Rewrite(table="a", ratio=ratio, files=files, size=1, saves=files)
+            assert (await maintenance.compact(piece)).files_in == files
+
+
 async def test_a_damaged_file_holds_up_no_other_table(lake: Lake) -> None:
     writer = await lake_writer(lake)
     for table in ("a", "t"):

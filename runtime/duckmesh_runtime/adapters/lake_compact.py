@@ -27,7 +27,7 @@ from duckmesh_runtime.domain.compaction import (
 
 Step = Literal["begin", "work", "commit"]
 
-#: Files with deleted rows that are looked at in one go.
+#: Shares of deleted rows of a table's files that are looked at in one go.
 MOST_HOLED: Final = 1_000
 
 SETTINGS: Final = (
@@ -71,12 +71,21 @@ SELECT t.table_name, count(*), coalesce(sum(f.record_count), 0)::bigint, coalesc
   LEFT JOIN {lake}.ducklake_delete_file AS d ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
  WHERE f.end_snapshot IS NULL GROUP BY t.table_id, t.table_name
 """
+# Equal ratios make equal numbers: DuckLake's threshold divides the same two.
 _HOLED: Final = """
-SELECT t.table_name, f.file_size_bytes, f.record_count, d.delete_count
-  FROM {lake}.ducklake_data_file AS f
-  JOIN {lake}.ducklake_table AS t ON t.table_id = f.table_id AND t.end_snapshot IS NULL
-  JOIN {lake}.ducklake_delete_file AS d ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
- WHERE f.end_snapshot IS NULL ORDER BY d.delete_count::float8 / greatest(f.record_count, 1) DESC, f.data_file_id LIMIT $1
+WITH holed AS (
+  SELECT t.table_id, t.table_name, f.file_size_bytes AS size, f.record_count AS rows, d.delete_count AS deleted,
+         d.delete_count::float8 / greatest(f.record_count, 1) AS ratio
+    FROM {lake}.ducklake_data_file AS f
+    JOIN {lake}.ducklake_table AS t ON t.table_id = f.table_id AND t.end_snapshot IS NULL
+    JOIN {lake}.ducklake_delete_file AS d ON d.data_file_id = f.data_file_id AND d.end_snapshot IS NULL
+   WHERE f.end_snapshot IS NULL),
+classes AS (
+  SELECT table_name, ratio, count(*) AS files, sum(size)::bigint AS size, sum(rows)::bigint AS rows,
+         sum(deleted)::bigint AS deleted,
+         rank() OVER (PARTITION BY table_id ORDER BY ratio DESC) AS place
+    FROM holed GROUP BY table_id, table_name, ratio, size < $1)
+SELECT table_name, files, size, rows, deleted FROM classes WHERE place <= $2 ORDER BY ratio DESC, table_name
 """
 _HELD: Final = "SELECT EXISTS (SELECT 1 FROM {bus}.pin WHERE starts_with(name, 'restore:'))"
 
@@ -91,7 +100,7 @@ async def read_files(connection: asyncpg.Connection, lake: str, bounds: Bounds) 
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         tables = await connection.fetch(sql(_TABLES))
         groups = await connection.fetch(sql(_GROUPS), limits, limits[-1], bounds.files, bounds.size)
-        holed = await connection.fetch(sql(_HOLED), MOST_HOLED)
+        holed = await connection.fetch(sql(_HOLED), limits[0], MOST_HOLED)
         held = await connection.fetchval(sql(_HELD))
     return LakeFiles(
         tables=[
@@ -103,8 +112,8 @@ async def read_files(connection: asyncpg.Connection, lake: str, bounds: Bounds) 
             for name, tier, files, size, head, head_size in groups
         ],
         holed=[
-            Holed(table=name, size=size, rows=rows, deleted=deleted)
-            for name, size, rows, deleted in holed
+            Holed(table=name, files=files, size=size, rows=rows, deleted=deleted)
+            for name, files, size, rows, deleted in holed
         ],
         held=held,
     )

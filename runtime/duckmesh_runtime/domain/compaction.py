@@ -44,16 +44,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holed:
-    """A live file in which rows were deleted.
+    """Live files of a table with the same share of deleted rows, all of them small enough for the lowest class or none.
 
     Attributes:
-        table: Name of its table.
-        size: Bytes.
+        table: Name of their table.
+        files: How many.
+        size: Their bytes.
         rows: With the deleted ones.
         deleted: Deleted rows.
     """
 
     table: str
+    files: int = 1
     size: int
     rows: int
     deleted: int
@@ -81,7 +83,7 @@ class LakeFiles:
     Attributes:
         tables: Each table with files.
         groups: What can be merged.
-        holed: The files with deleted rows, those with the largest share first; as many as were asked for.
+        holed: The files with deleted rows, those with the largest share first: all of a table down to some share.
         held: Whether compaction has to wait: a restore is under way, which it would undo again and again.
     """
 
@@ -102,7 +104,8 @@ class Bounds:
         size: Most input bytes of a slice, but that one merge may reach past it by a file.
         saves: Files that a slice must save at least.
         deleted_ratio: Share of deleted rows from which a file is rewritten.
-        whole: Whether a file past `size` is rewritten too; else it is left for those who may take longer.
+        past: Most files that are rewritten at once though they are past `size` or `files`, for DuckLake tells files apart by
+            their share of deleted rows only; None for any number. What may not be done is left for those who may take longer.
     """
 
     limits: tuple[int, ...] = (*TIERS, TARGET_BYTES)
@@ -111,7 +114,7 @@ class Bounds:
     size: int = TARGET_BYTES
     saves: int = 1
     deleted_ratio: float = DELETED_RATIO
-    whole: bool = True
+    past: int | None = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,10 +212,10 @@ def debt(found: LakeFiles, bounds: Bounds | None = None) -> Debt:
     """See `Debt`; `bounds` are those that the groups were found with."""
     bounds = bounds or Bounds()
     worth = [each for each in found.holed if each.ratio >= bounds.deleted_ratio]
-    worth += _small(found.holed, bounds)
+    small, small_size = _small(found.holed, bounds)
     return Debt(
-        files=sum(_saved(group, bounds) for group in found.groups) + len(worth),
-        size=sum(group.size for group in found.groups) + sum(each.size for each in worth),
+        files=sum(_saved(group, bounds) for group in found.groups) + _files(worth) + small,
+        size=sum(group.size for group in found.groups) + _size(worth) + small_size,
         most_files=max((table.files for table in found.tables), default=0),
         deleted_ratio=max(
             (table.deleted / table.rows for table in found.tables if table.rows), default=0.0
@@ -270,28 +273,41 @@ def _rewrite(table: str, holed: Sequence[Holed], bounds: Bounds) -> Rewrite | No
     best: Rewrite | None = None
     for ratio, same in groupby(holed, lambda each: each.ratio):
         taken += same
-        size = sum(each.size for each in taken)
-        if size > bounds.size and not (
-            bounds.whole and best is None and ratio >= bounds.deleted_ratio
-        ):
-            break
-        small = len(_small(taken, bounds))
-        full = sum(each.ratio >= bounds.deleted_ratio for each in taken)
+        files, size = _files(taken), _size(taken)
+        if files > bounds.files or size > bounds.size:
+            may = best is None and (bounds.past is None or files <= bounds.past)
+            if not may or ratio < bounds.deleted_ratio:
+                break
+        small, _ = _small(taken, bounds)
+        full = _files(each for each in taken if each.ratio >= bounds.deleted_ratio)
         if full + small > worth:
             worth = full + small
-            best = Rewrite(table=table, ratio=ratio, files=len(taken), size=size, saves=worth)
+            best = Rewrite(table=table, ratio=ratio, files=files, size=size, saves=worth)
     return best
 
 
-def _small(holed: Iterable[Holed], bounds: Bounds) -> Sequence[Holed]:
-    """Those of each table that would be merged but for their few deleted rows; one small file is no burden."""
-    small: list[Holed] = []
+def _small(holed: Iterable[Holed], bounds: Bounds) -> tuple[int, int]:
+    """Files of the tables, and their bytes, that would be merged but for their few deleted rows; one a table is no burden."""
     few = [
-        each for each in holed if each.size < bounds.limits[0] and each.ratio < bounds.deleted_ratio
+        each
+        for each in holed
+        if each.size < each.files * bounds.limits[0] and each.ratio < bounds.deleted_ratio
     ]
+    files = size = 0
     for _, same in groupby(sorted(few, key=lambda each: each.table), lambda each: each.table):
-        small += list(same)[1:]
-    return small
+        mine = list(same)
+        some = _files(mine)
+        files += some - 1
+        size += _size(mine) * (some - 1) // some
+    return files, size
+
+
+def _files(holed: Iterable[Holed]) -> int:
+    return sum(each.files for each in holed)
+
+
+def _size(holed: Iterable[Holed]) -> int:
+    return sum(each.size for each in holed)
 
 
 def _saved(group: Group, bounds: Bounds) -> int:

@@ -115,7 +115,9 @@ class CompactJob:
 
     async def _compact(self) -> None:
         bounds = Bounds(
-            limits=self._run.limits, size=min(self._run.target_file_size, LARGEST_SLICE)
+            limits=self._run.limits,
+            size=min(self._run.target_file_size, LARGEST_SLICE),
+            past=None,
         )
         end = self._clock() + self._wait_s
         while True:

@@ -42,7 +42,7 @@ CALL_S: Final = 20.0
 HOLD_S: Final = 0.5
 """So long a commit waits for a slice of a table with deletes at most; what it does not outlast may have to be done again."""
 
-BESIDE: Final = Bounds(highest=1, files=64, size=8 * 2**20, whole=False)
+BESIDE: Final = Bounds(highest=1, files=64, size=8 * 2**20, past=0)
 """A slice of some 100 ms; the last class is for those who may take longer."""
 
 CALLED: Final = Bounds(files=128, size=32 * 2**20)

@@ -19,7 +19,7 @@ from duckmesh_runtime.domain.compaction import (
 )
 
 KB, MB = 2**10, 2**20
-BOUNDS = Bounds(limits=(MB, 16 * MB, 128 * MB), files=64, size=8 * MB, saves=1, whole=False)
+BOUNDS = Bounds(limits=(MB, 16 * MB, 128 * MB), files=64, size=8 * MB, saves=1, past=0)
 
 
 def group(
@@ -128,8 +128,30 @@ def test_a_large_file_is_for_those_who_may_take_longer() -> None:
     found = LakeFiles(holed=[holed(300 * MB, 0.5)])
 
     assert next_slice(found, BOUNDS) is None
-    assert next_slice(found, replace(BOUNDS, whole=True)) == Rewrite(
+    assert next_slice(found, replace(BOUNDS, past=1)) == Rewrite(
         table="t", ratio=0.5, files=1, size=300 * MB, saves=1
+    )
+
+
+def test_a_rewrite_takes_all_files_of_a_share_or_none() -> None:
+    worst = Holed(table="t", files=65, size=65 * KB, rows=1000, deleted=900)
+    found = LakeFiles(holed=[worst, holed(KB, 0.5), holed(KB, 0.5, "u")])
+    everything = Rewrite(table="t", ratio=0.9, files=65, size=65 * KB, saves=65)
+
+    beside = next_slice(found, BOUNDS)
+    called = next_slice(LakeFiles(holed=[worst]), replace(BOUNDS, past=1))
+
+    assert (beside and beside.table, called) == ("u", None)
+    assert next_slice(LakeFiles(holed=[worst]), replace(BOUNDS, past=None)) == everything
+    assert debt(found, BOUNDS).files == 67
+
+
+def test_the_files_of_a_share_are_bounded_together_with_those_of_larger_ones() -> None:
+    many = Holed(table="t", files=40, size=40 * KB, rows=4000, deleted=2000)
+    found = LakeFiles(holed=[replace(many, deleted=3000), many])
+
+    assert next_slice(found, BOUNDS) == Rewrite(
+        table="t", ratio=0.75, files=40, size=40 * KB, saves=40
     )
 
 
@@ -145,7 +167,7 @@ def test_small_files_with_few_deleted_rows_are_rewritten_since_they_cannot_be_me
 def test_few_deleted_rows_in_large_files_are_left() -> None:
     found = LakeFiles(holed=[holed(2 * MB, 0.19), holed(300 * MB, 0.1)])
 
-    assert next_slice(found, replace(BOUNDS, whole=True)) is None
+    assert next_slice(found, replace(BOUNDS, past=1)) is None
     assert debt(found, BOUNDS).files == 0
 
 
