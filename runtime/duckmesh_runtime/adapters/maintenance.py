@@ -166,7 +166,10 @@ class DuckLakeMaintenance:
 
     async def look(self, *, keep_last: int, files_stay_s: float) -> Upkeep:
         """See `LakeMaintenance.look`."""
-        row = await self._connection.fetchrow(self._sql(_LOOK), keep_last, files_stay_s, self._lake)
+        with catalog_errors():
+            row = await self._connection.fetchrow(
+                self._sql(_LOOK), keep_last, files_stay_s, self._lake
+            )
         return Upkeep(
             now=row["now"],
             settled=min(row["now"], row["settled"]),

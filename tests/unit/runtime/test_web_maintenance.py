@@ -113,6 +113,18 @@ async def test_parameters_are_refused(door: Doors, lake: FakeMaintenance, path: 
     assert lake.steps == []
 
 
+@pytest.mark.parametrize("path", ["/v1/compaction/run", "/v1/retention/run"])
+@pytest.mark.parametrize("body", [b'{"force": true}', b"[]", b"{"])
+async def test_a_body_that_says_something_is_refused(
+    door: Doors, lake: FakeMaintenance, path: str, body: bytes
+) -> None:
+    got, answer, _ = await door.call("POST", path, data=body)
+
+    assert (got, answer["error_code"]) == (400, "VALIDATION_FAILED")
+    assert lake.steps == []
+    assert (await door.call("POST", path, data=b"{}"))[0] == 200
+
+
 async def test_the_command_goes_on_until_nothing_is_left(
     cli: Cli, lake: FakeMaintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,7 +239,8 @@ LAG: Final = Operation(
 RUN_COMPACTION: Final = Operation(
     tag="Operations",
     summary="Merge and rewrite files",
-    about="Of all sizes, as far as 20 seconds go: call it again while the answer is `partial`. No query and no write waits.",
+    about="Of all sizes, as far as 20 seconds go: call it again while the answer is `partial`. No query and no write waits. "
+    "Takes no body, or an empty object.",
     answer=answers.CompactionRun,
     codes=_CATALOG | {"STORAGE_UNAVAILABLE"},
 )
@@ -247,7 +248,8 @@ RUN_RETENTION: Final = Operation(
     tag="Operations",
     summary="Give up old snapshots",
     about="As the Tenant's `snapshots` says, and removes files that no snapshot has had for longer than any query takes; as "
-    "far as 20 seconds go: call it again while the answer is `partial`. Pinned snapshots stay.",
+    "far as 20 seconds go: call it again while the answer is `partial`. Pinned snapshots stay. "
+    "Takes no body, or an empty object.",
     answer=answers.RetentionRun,
     codes=_CATALOG | {"STORAGE_UNAVAILABLE"},
 )
