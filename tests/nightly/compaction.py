@@ -333,6 +333,8 @@ def backlog(stack: Stack, _: float, count: int = BACKLOG) -> Sequence[str]:
         found.append(f"the run ends with {code}: {report}")
     if row != (_ROWS * count, _ROWS * count, _ROWS * count - 1):
         found.append(f"rows differ: {row}")
+    if not (checked := asyncio.run(integrity_of(lake).check(Mode.DEEP))).is_healthy:
+        found.append(f"the lake is {checked.state}: {checked.message}")
     if peak > PEAK_MIB:
         found.append(f"the run took {peak:.0f} MiB")
     return found
