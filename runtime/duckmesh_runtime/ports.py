@@ -849,6 +849,14 @@ class LakeMaintenance(Protocol):
         """The live files, as far as compaction within these bounds needs to know."""
         ...
 
+    async def prepare(self) -> None:
+        """Do ahead what the first `compact` would else begin with; the lease is ours.
+
+        Raises:
+            Unavailable: The catalog does not answer.
+        """
+        ...
+
     async def compact(self, piece: Slice) -> Compacted:
         """Do one slice of compaction, all of it or nothing; the lease is kept meanwhile. No query and no commit waits.
 

@@ -40,6 +40,7 @@ class FakeMaintenance:
         busy_since: When the oldest transaction at work began.
         ours: Whether the lease can be had.
         error: Raised by whatever is done next, once.
+        prepared: How often it was made ready for a slice.
         steps: What was done, in order.
         then: Called after each step.
     """
@@ -58,6 +59,7 @@ class FakeMaintenance:
         self.busy_since: datetime | None = None
         self.ours = True
         self.error: Exception | None = None
+        self.prepared = 0
         self.steps: list[str] = []
         self.then: Callable[[], None] = lambda: None
 
@@ -117,6 +119,9 @@ class FakeMaintenance:
             group for name, sizes in self.sizes.items() for group in _groups(name, sizes, bounds)
         ]
         return LakeFiles(tables=list(tables.values()), groups=groups, holed=holed, held=self.held)
+
+    async def prepare(self) -> None:
+        self.prepared += 1
 
     async def compact(self, piece: Slice) -> Compacted:
         self._did(f"{'merge' if isinstance(piece, Merge) else 'rewrite'} {piece.table}")

@@ -220,6 +220,17 @@ class DuckLakeMaintenance:
         with catalog_errors():
             return await read_files(self._connection, self._lake, bounds)
 
+    async def prepare(self) -> None:
+        """See `LakeMaintenance.prepare`."""
+        try:
+            await self._opened()
+        except (duckdb.Error, TimeoutError, OSError) as error:
+            # As above: no text of the engine.
+            logger.info("lake not attached", extra={"error_type": type(error).__name__})
+            raise Unavailable(
+                "CATALOG_UNAVAILABLE", "the lake cannot be attached now: a later round may"
+            ) from None
+
     async def compact(self, piece: Slice) -> Compacted:
         """See `LakeMaintenance.compact`."""
         work = SliceWork(piece, self._commit_guard())

@@ -278,6 +278,7 @@ class Compaction:
         """Do a slice between two commits, where a commit would else undo it; it waits for a short time at most."""
         if not any(table.table == piece.table and table.deleted for table in found.tables):
             return await lake.compact(piece)
+        await lake.prepare()  # takes longer than many a slice: no commit is to wait for it
         async with self._turn:
             doing = asyncio.create_task(lake.compact(piece))
             try:

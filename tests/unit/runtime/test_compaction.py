@@ -239,6 +239,27 @@ async def test_commits_wait_for_slices_of_tables_with_deletes_only(
     assert not turn.locked()
 
 
+async def test_no_commit_waits_while_the_lake_is_attached(lake: FakeMaintenance) -> None:
+    lake.holed.append(Holed(table="t", size=KB, rows=100, deleted=1))
+    turn = asyncio.Lock()
+    slow = Slow(lake)
+    asked, attached = asyncio.Event(), asyncio.Event()
+
+    async def prepare() -> None:
+        asked.set()
+        await attached.wait()
+
+    slow.prepare = prepare  # type: ignore[attr-defined]  # as `FakeMaintenance.prepare`, which is done at once
+    slow.let_go.set()
+    working = asyncio.create_task(_beside(service(lake, turn=turn), slow))
+    await asked.wait()
+
+    assert not turn.locked()
+
+    attached.set()
+    assert (await working).files_in == 10
+
+
 async def test_a_slice_that_takes_long_lets_the_commits_go_on(
     lake: FakeMaintenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
