@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from duckmesh_runtime.adapters.objects import StoreObjects
 from duckmesh_runtime.adapters.postgres_bus import PostgresBus
 from duckmesh_runtime.domain.integrity import Mode
 from duckmesh_runtime.errors import Unavailable
-from duckmesh_runtime.ports import CommitOutcome, TableRows
+from duckmesh_runtime.ports import CommitOutcome, StoredObject, TableRows
 from duckmesh_runtime.services import orphans
 from duckmesh_runtime.services.orphans import OrphanReport, Removal
 from tests.inspecting import check_of, file_of, integrity_of, make_older, reported
@@ -43,6 +44,14 @@ async def granted() -> bool:
     return True
 
 
+def lease_by(claim: Claim) -> orphans.Lease:
+    @asynccontextmanager
+    async def lease() -> AsyncIterator[bool]:
+        yield await claim()
+
+    return lease
+
+
 async def look(
     lake: Lake,
     removal: Removal = Removal.REPORT,
@@ -54,7 +63,7 @@ async def look(
         return await orphans.run(
             check,
             StoreObjects(lake.store),
-            claim=claim,
+            lease=lease_by(claim),
             removal=removal,
             older_than_s=older_than_s,
         )
@@ -148,6 +157,35 @@ async def test_nothing_is_removed_without_the_lease(lake: Lake) -> None:
         assert (await look(lake, Removal.DELETE, claim=this.claim)).deleted == 1
 
 
+async def test_the_lease_is_held_for_removals_alone(lake: Lake) -> None:
+    """A listing may take longer than a lease is kept, and others maintain the lake meanwhile."""
+    old = left(lake, "old.parquet", 2 * DAY)
+    held: list[bool] = []
+
+    @asynccontextmanager
+    async def lease() -> AsyncIterator[bool]:
+        held.append(True)
+        yield True
+        held.pop()
+
+    class Watched(StoreObjects):
+        async def objects(self) -> AsyncIterator[Sequence[StoredObject]]:
+            async for page in super().objects():
+                assert not held
+                yield page
+                assert not held
+
+        async def remove(self, path: str) -> None:
+            assert held
+            await super().remove(path)
+
+    async with check_of(lake) as check:
+        store = Watched(lake.store)
+        report = await orphans.run(check, store, lease=lease, removal=Removal.DELETE)
+
+    assert (report.deleted, old.exists(), held) == (1, False, [])
+
+
 async def test_a_file_that_gets_its_name_meanwhile_stays(lake: Lake) -> None:
     """However old: it was staged for long, and is committed between the look and the removal."""
     async with elected_writer(lake) as writer:
@@ -175,9 +213,9 @@ async def test_on_s3_too_by_the_stores_own_clock(s3_lake: Lake) -> None:
             async def now(self):  # type: ignore[no-untyped-def] # as the original
                 return await super().now() + DAY + MINUTE
 
-        assert (await orphans.run(check, store, claim=granted)).files == 0
+        assert (await orphans.run(check, store, lease=lease_by(granted))).files == 0
         found = await orphans.run(
-            check, Later(s3_lake.store), claim=granted, removal=Removal.DELETE
+            check, Later(s3_lake.store), lease=lease_by(granted), removal=Removal.DELETE
         )
 
     assert (found.files, found.deleted) == (1, 1)

@@ -293,6 +293,21 @@ async def test_what_a_deep_check_found_stays_until_a_deep_one_finds_nothing(
     assert await after(cheap) == (cheap, healthy)
 
 
+@pytest.mark.parametrize("time", ["290000-01-01", "4000-01-01 BC", "infinity", "-infinity"])
+async def test_an_impossible_time_in_one_lake_hides_no_other(
+    lake: Lake, make_lake: MakeLake, control: asyncpg.Connection, time: str
+) -> None:
+    other = await make_lake(dsn=lake.catalog_dsn)
+    async with writer_pool(lake) as pool:
+        await send(PostgresBus(pool, lake.name), append_create(EVENTS, version=0))
+    await LakeView(lake).fetch(f"UPDATE {lake.name}_bus.entry SET accepted_at = '{time}'")
+
+    rows = {row["lake"]: row for row in await control.fetch("SELECT * FROM duckmesh.sweep()")}
+
+    assert rows[other.name]["error"] is None
+    assert rows[lake.name]["oldest_pending_at"] == rows[lake.name]["now"]
+
+
 @pytest.mark.parametrize(
     "damage", ["DROP SCHEMA {lake} CASCADE", "DROP SCHEMA {lake}_bus CASCADE"], ids=["lake", "bus"]
 )

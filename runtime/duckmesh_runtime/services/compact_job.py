@@ -1,7 +1,7 @@
 """The run of a Compactor's Job: expiry, merges from small to large and rewrites, files removed, then further steps.
 
-Each part works in short steps, so a run that is told to end does so in order. Whatever happens, the report says how it
-ended, as long as the catalog answers.
+Told to end, a run ends between two steps, or gives up the slice it is at, which is done whole or not at all. Whatever
+happens, the report says how it ended, as long as the catalog answers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from duckmesh_runtime.errors import DuckmeshError, Unavailable
 from duckmesh_runtime.ports import LakeMaintenance
 from duckmesh_runtime.services.compaction import Progress, Status, Why, compact
 from duckmesh_runtime.services.expiry import Expiry
+from duckmesh_runtime.services.job_steps import PAUSE_S, WAIT_S, Step, unless
 from duckmesh_runtime.settings import FILES_STAY_S, RunSettings, SnapshotSettings
 
 logger = logging.getLogger(__name__)
 
-WAIT_S: Final = 120.0
-"""So long it is waited for the process that maintains the lake now: its rounds take seconds."""
-PAUSE_S: Final = 2.0
 LARGEST_SLICE: Final = 512 * 2**20
 """Bytes of one transaction: some minutes at most, and its memory does not grow with it."""
 
@@ -33,8 +31,6 @@ MOST_TABLES: Final = 5
 """Tables that a report names."""
 
 Opener = Callable[[], AbstractAsyncContextManager[LakeMaintenance]]
-Step = tuple[str, Callable[[], Awaitable[None]]]
-"""A further part of a run: its name and what it does."""
 
 
 class CompactJob:
@@ -97,7 +93,12 @@ class CompactJob:
     async def _work(self) -> str:
         """Do all parts, whatever becomes of the others; what went wrong first, or nothing."""
         error = ""
-        parts = (("expiry", self._expire), ("compaction", self._compact), ("expiry", self._expire))
+        parts: Sequence[Step] = (
+            ("expiry", self._expire),
+            # A large slice takes minutes, more than a pod that is told to end is given.
+            ("compaction", lambda: unless(self._stop, self._compact())),
+            ("expiry", self._expire),
+        )
         for name, part in (*parts, *self._steps):
             if self._stop.is_set():
                 break
@@ -133,11 +134,7 @@ class CompactJob:
                 )
             if self._progress.status is not Status.BUSY or self._clock() >= end:
                 return
-            try:
-                await asyncio.wait_for(self._stop.wait(), self._pause_s)
-            except TimeoutError:
-                continue
-            return
+            await asyncio.sleep(self._pause_s)
 
     async def _expire(self) -> None:
         """Snapshots first, since what they keep need not be merged; files again at the end. The committer does it too."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol
 
 from duckmesh_runtime.domain.integrity import Mode
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 WAIT_S: Final = 120.0
 """So long it is waited for the process that maintains the lake now: its rounds take seconds."""
 PAUSE_S: Final = 2.0
+"""Seconds between two tries to get the lease."""
 TELL_S: Final = 10.0
 """Seconds between two lines about how far a check is."""
 
@@ -45,6 +46,7 @@ class Wanted(Protocol):
 
 
 Step = tuple[str, Callable[[], Awaitable[None]]]
+"""A part of a run: its name and what it does."""
 
 
 def steps_of(
@@ -57,12 +59,17 @@ def steps_of(
 ) -> Sequence[Step]:
     """The steps that a run asks for; each ends early, without an error, when `stop` is set."""
 
+    @asynccontextmanager
+    async def lease() -> AsyncIterator[bool]:
+        async with open_maintenance() as lake:
+            yield await claimed(lake)
+
     async def look_for_orphans() -> None:
-        async with open_check() as check, open_maintenance() as lake:
+        async with open_check() as check:
             await orphans.run(
                 check,
                 store,
-                claim=lambda: claimed(lake),
+                lease=lease,
                 removal=Removal(run.orphans),
                 older_than_s=run.orphans_older_than_s,
             )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -29,7 +30,8 @@ _BATCH: Final = 500
 """Files removed between two looks into the catalog."""
 _AT_ONCE: Final = 16
 
-Claim = Callable[[], Awaitable[bool]]
+Lease = Callable[[], AbstractAsyncContextManager[bool]]
+"""Takes the maintenance lease for as long as it is entered; False when another process keeps it."""
 
 
 class Removal(StrEnum):
@@ -69,7 +71,7 @@ async def run(
     lake: LakeCheck,
     store: StoreInventory,
     *,
-    claim: Claim,
+    lease: Lease,
     removal: Removal = Removal.REPORT,
     older_than_s: float = LEAST_AGE_S,
 ) -> OrphanReport:
@@ -78,12 +80,12 @@ async def run(
     Args:
         lake: The catalog.
         store: Where the files lie.
-        claim: Keeps the maintenance lease; asked before each removal, which there is none of when it says no.
+        lease: Entered for each batch of removals alone: the listing may take longer than a lease is kept.
         removal: Whether files are removed.
         older_than_s: How old by the store's clock a file must be; less than a day counts as a day.
 
     Raises:
-        Unavailable: CATALOG_UNAVAILABLE or STORAGE_UNAVAILABLE, or the lease is another's by now; what is done stays.
+        Unavailable: CATALOG_UNAVAILABLE or STORAGE_UNAVAILABLE, or the lease is another's; what is done stays.
     """
     written_before = await store.now() - timedelta(seconds=max(older_than_s, LEAST_AGE_S))
     named = {file.path async for page in lake.files() for file in page}
@@ -100,7 +102,7 @@ async def run(
         files += len(orphans)
         size += sum(each.size for each in orphans)
         if removal is Removal.DELETE:
-            deleted += await _remove(lake, store, orphans, claim)
+            deleted += await _remove(lake, store, orphans, lease)
     report = OrphanReport(checked_at=await lake.now(), files=files, size=size, deleted=deleted)
     await lake.report_orphans(report.to_json())
     logger.info("files without a name", extra={"files": files, "bytes": size, "deleted": deleted})
@@ -108,17 +110,18 @@ async def run(
 
 
 async def _remove(
-    lake: LakeCheck, store: StoreInventory, orphans: Sequence[StoredObject], claim: Claim
+    lake: LakeCheck, store: StoreInventory, orphans: Sequence[StoredObject], lease: Lease
 ) -> int:
     """Remove them batch by batch, each looked for in the catalog once more under the lease."""
     removed = 0
     for start in range(0, len(orphans), _BATCH):
-        if not await claim():
-            raise Unavailable("CATALOG_UNAVAILABLE", "another process maintains the lake by now")
-        batch = [each.path for each in orphans[start : start + _BATCH]]
-        gone = await lake.unnamed(batch)
-        for first in range(0, len(gone), _AT_ONCE):
-            await asyncio.gather(*map(store.remove, gone[first : first + _AT_ONCE]))
+        async with lease() as ours:
+            if not ours:
+                raise Unavailable("CATALOG_UNAVAILABLE", "another process maintains the lake")
+            batch = [each.path for each in orphans[start : start + _BATCH]]
+            gone = await lake.unnamed(batch)
+            for first in range(0, len(gone), _AT_ONCE):
+                await asyncio.gather(*map(store.remove, gone[first : first + _AT_ONCE]))
         removed += len(gone)
         metrics.orphans_removed(len(gone))
     return removed

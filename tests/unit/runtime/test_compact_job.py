@@ -7,8 +7,11 @@ import json
 
 import pytest
 
+from duckmesh_runtime.domain.compaction import Slice
 from duckmesh_runtime.errors import SettingsError, Unavailable
-from duckmesh_runtime.services.compact_job import CompactJob, Step
+from duckmesh_runtime.ports import Compacted
+from duckmesh_runtime.services.compact_job import CompactJob
+from duckmesh_runtime.services.job_steps import Step
 from duckmesh_runtime.settings import RunSettings, compact_from_env
 from tests.fakes.maintenance import FakeMaintenance, every
 
@@ -104,6 +107,26 @@ async def test_a_run_that_reads_as_much_as_it_may_is_partial() -> None:
 
     assert (bench.report["result"], bench.report["filesIn"]) == ("Partial", 0)
     assert bench.report["why"] == "bytes"
+
+
+async def test_a_run_that_is_told_to_end_gives_up_the_slice_it_is_at(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def compact(piece: Slice) -> Compacted:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError(piece)
+
+    monkeypatch.setattr(bench.lake, "compact", compact)
+    running = asyncio.create_task(bench.job.run())
+    await begun.wait()
+    bench.stop.set()
+
+    assert await asyncio.wait_for(running, 60)
+    assert (bench.report["result"], bench.report["why"]) == ("Partial", "stopped")
+    assert bench.lake.steps.count("open") == bench.lake.steps.count("close")
 
 
 async def test_a_run_that_leaves_tables_out_names_them(bench: Bench) -> None:

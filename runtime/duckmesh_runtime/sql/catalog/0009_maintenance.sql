@@ -174,6 +174,9 @@ BEGIN
       error := format('%s: %s', SQLSTATE, SQLERRM);
     END;
     now := clock_timestamp();
+    -- A tenant's login writes the bus: a time that no reader can take must not end the sweep of all the others.
+    IF oldest_pending_at NOT BETWEEN timestamptz 'epoch' AND now THEN oldest_pending_at := now; END IF;
+    IF snapshot_at NOT BETWEEN timestamptz 'epoch' AND now THEN snapshot_at := NULL; END IF;
     RETURN NEXT;
   END LOOP;
 END $f$;
