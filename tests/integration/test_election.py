@@ -46,14 +46,13 @@ async def test_the_first_candidate_is_elected_and_can_be_found(lake: Lake) -> No
         term = await asyncio.wait_for(one.campaign(), SOON_S)
 
         assert term.epoch == await LakeView(lake).epoch() == 1
-        await eventually(lambda: _address_is(one, "one:8080"))
+        assert await one.committer_address() == "one:8080"
 
 
-async def _address_is(election: PostgresElection, address: str | None) -> bool:
-    return await election.committer_address() == address
-
-
-async def test_of_two_candidates_one_is_elected(lake: Lake) -> None:
+async def test_of_two_candidates_one_is_elected(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "BEAT_TTL_S", 3 * SOON_S)
     async with candidate(lake, "one") as one, candidate(lake, "two") as two:
         campaigns = [asyncio.create_task(each.campaign()) for each in (one, two)]
         done, waiting = await asyncio.wait(campaigns, return_when=asyncio.FIRST_COMPLETED)
@@ -63,6 +62,23 @@ async def test_of_two_candidates_one_is_elected(lake: Lake) -> None:
         assert await LakeView(lake).epoch() == 1
         waiting.pop().cancel()
         await asyncio.wait(campaigns)
+
+
+async def test_an_elected_holder_beats_from_the_moment_its_epoch_is_seen(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "BEAT_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(adapter, "BEAT_TTL_S", 3600.0)
+    async with candidate(lake, "one") as one, candidate(lake, "two") as two:
+        term = await asyncio.wait_for(one.campaign(), SOON_S)
+        campaign = asyncio.create_task(two.campaign())
+        await eventually(lambda: _is_waiting(lake))
+
+        assert await two.committer_address() == "one:8080"
+        assert not term.lost.is_set()
+        assert await LakeView(lake).epoch() == term.epoch
+        campaign.cancel()
+        await asyncio.wait({campaign})
 
 
 async def test_a_released_role_is_taken_before_the_heartbeat_expires(

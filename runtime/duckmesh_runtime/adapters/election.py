@@ -117,10 +117,13 @@ class PostgresElection:
         if term is None:
             return
         term.lost.set()
+        connection = self._connection
+        if connection is None:
+            return
         # The session lock goes with the connection; the heartbeat would only delay those who cannot see that.
         try:
             with catalog_errors():
-                await self._beat(term, ttl_s=0)
+                await self._beat(connection, term, ttl_s=0)
         except Unavailable:
             logger.info("heartbeat not withdrawn: it will expire", extra={"epoch": term.epoch})
         await self._disconnect()
@@ -156,6 +159,8 @@ class PostgresElection:
             if mine is not None:
                 # Before the epoch can be seen by others. Should it fail, others follow at once, as after a death.
                 await connection.fetchval(_TRY_LOCK, self._lake, mine)
+                # An epoch seen without a heartbeat would be followed as one whose holder hangs.
+                await self._beat(connection, Term(epoch=mine), ttl_s=BEAT_TTL_S)
                 await connection.fetchval(_NAME, f"dm:{self._lake}:w:{mine}")
         return mine
 
@@ -169,8 +174,10 @@ class PostgresElection:
     async def _keep_beating(self, term: Term) -> None:
         try:
             with catalog_errors():
-                while await self._beat(term, ttl_s=BEAT_TTL_S):  # noqa: ASYNC110 - time is what it waits for
+                beating = True  # by the take-over
+                while beating and (connection := self._connection) is not None:
                     await asyncio.sleep(BEAT_INTERVAL_S)
+                    beating = await self._beat(connection, term, ttl_s=BEAT_TTL_S)
         except Unavailable:
             logger.warning("control connection lost", extra={"epoch": term.epoch})
         except Exception:
@@ -178,10 +185,7 @@ class PostgresElection:
         finally:
             term.lost.set()
 
-    async def _beat(self, term: Term, *, ttl_s: float) -> bool:
-        connection = self._connection
-        if connection is None:
-            return False
+    async def _beat(self, connection: asyncpg.Connection, term: Term, *, ttl_s: float) -> bool:
         alive: bool = await connection.fetchval(
             _BEAT,
             self._lake,
