@@ -399,7 +399,8 @@ def phase(s: Situation) -> str:
         return "Paused"
     if s.tenant.suspend:
         return "Suspended" if _total(s, "pods") == 0 else "Suspending"
-    if not any(worker.exists for worker in s.workers):
+    waiting = s.installed is False and _total(s, "ready") == 0
+    if waiting or not any(worker.exists for worker in s.workers):
         return {"running": "Migrating", "failed": "Failed"}.get(s.migration, "Pending")
     if _ready(s).status == TRUE:
         return "Ready"

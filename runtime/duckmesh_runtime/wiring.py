@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Final
@@ -219,21 +220,21 @@ async def _listen(server: Server) -> None:
 
 async def _open(stack: AsyncExitStack, role: Role, parts: Parts, stop: asyncio.Event) -> None:
     """Open a role's parts, again and again until they are there or the process is told to end."""
-    pause_s = _FIRST_PAUSE_S
+    began = time.monotonic()
     told = False
     while not stop.is_set():
         try:
             await stack.enter_async_context(role(parts))
             return
         except Unavailable as error:
-            logger.warning("cannot start yet", extra={"error_code": error.code})
+            extra = {"error_code": error.code, "problem": error.message}
+            logger.warning("cannot start yet", extra=extra)
         except SettingsError:
             raise
-        except (
-            Exception
-        ):  # a catalog that is not migrated yet has no tables: also something to wait for
+        except Exception:  # the process's edge: it must go on
             logger.warning("cannot start yet", exc_info=not told)
             told = True
+        # A tenth of the time it has waited: what it waits for is seen soon, and who is away for long is left in peace.
+        pause_s = min(max(_FIRST_PAUSE_S, 0.1 * (time.monotonic() - began)), _LONGEST_PAUSE_S)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

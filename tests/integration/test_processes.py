@@ -177,13 +177,17 @@ def test_a_start_without_the_catalog_waits_and_tells(
             assert pod.stop() == 0
 
 
-def test_a_process_waits_for_its_lake_to_be_made(
+def test_processes_wait_for_their_lake_to_be_made(
     make_lake: Callable[..., Awaitable[Lake]],
 ) -> None:
     lake = asyncio.run(make_lake(migrated=False))
     with tenant_of(lake) as tenant:
+        tenant.start("sandbox")
         pod = tenant.start("serve", "ingest")
-        pod.wait(lambda: pod.call("GET", "/v1/ready")[0] == 503)
+        query = tenant.start("serve", "query", port=tenant.query_port)
+        for one in (pod, query):
+            one.wait(lambda: b"the lake is not made yet" in one.log.read_bytes())  # noqa: B023 - waits here
+            assert one.call("GET", "/v1/ready")[0] == 503
 
         wanted = lake.migrate_settings
         migrate = tenant.start(
@@ -198,6 +202,13 @@ def test_a_process_waits_for_its_lake_to_be_made(
         assert migrate.process.wait(60) == 0
         pod.wait(pod.is_ready)
         assert pod.call("POST", "/v1/tables", TABLE)[0] == 201
+        query.wait(query.is_ready)
+        token = insert(pod, 1, 1)[1]["max_visibility_token"]
+        asked = {"sql": COUNTS, "params": [1], "min_visibility_token": token}
+        query.wait(lambda: query.call("POST", "/v1/query", asked)[0] == 200)
+        assert query.call("POST", "/v1/query", asked)[1]["rows"] == [[1, 1, 1, 1]]
+        for one in (pod, query):
+            assert b"Traceback" not in one.log.read_bytes()
 
 
 def test_an_outage_of_the_catalog_is_a_503_and_then_over(

@@ -81,6 +81,7 @@ class _Run:
         spec_problem: Why the spec cannot be carried out.
         catalog: How the catalog answered.
         installed: The lake is there; None when the catalog does not tell.
+        unmade: It never was: its first migrate Job has not ended.
         migration: State of the migrate Job.
         deletion: Where its deletion is; empty while it is not deleted.
         deletion_problem: What went wrong in it.
@@ -98,6 +99,7 @@ class _Run:
     spec_problem: Problem | None = None
     catalog: CatalogHealth | None = None
     installed: bool | None = None
+    unmade: bool = False
     migration: str = "absent"
     deletion: str = ""
     deletion_problem: str = ""
@@ -290,6 +292,7 @@ class TenantReconciler:
             run.found_lake(own)
             lakes = [one for one in lakes if one.lake != own.lake]
         run.installed = own is not None and own.migration >= self._needed(context)
+        run.unmade = own is None or own.migration == 0
         run.spec_problem = run.spec_problem or _owned_by_others(lakes, own, run.meta, context)
         # Asked before its lake is made, never again: once it is there, it is others who have to look.
         if (
@@ -357,10 +360,12 @@ class TenantReconciler:
 
     async def _apply(self, run: _Run, context: Context) -> None:
         """NetworkPolicies, Services, Deployments with their revisions, PodDisruptionBudgets."""
+        # Workers wait for a lake that is being made, and start meanwhile. One of an earlier migration has others at work.
+        making = run.unmade and run.migration == "running"
         # Pods of a Tenant without its credentials could not even start.
-        installed = run.installed and not run.problems and run.failure is None
+        startable = (run.installed or making) and not run.problems and run.failure is None
         desired = build_desired(
-            context, run.live, installed=None if run.installed is None else bool(installed)
+            context, run.live, startable=None if run.installed is None else bool(startable)
         )
         outcome = await apply_children(self._api, run.meta, desired.manifests, desired.live)
         self._take(run, outcome)

@@ -49,14 +49,14 @@ class Desired:
     live: list[Manifest]
 
 
-def build_desired(context: Context, live: Sequence[Manifest], *, installed: bool | None) -> Desired:
+def build_desired(context: Context, live: Sequence[Manifest], *, startable: bool | None) -> Desired:
     """Everything in the Tenant's namespace but Secrets.
 
     Args:
         context: The Tenant and what its names stand for.
         live: Its live children.
-        installed: The lake is there; None when the catalog does not tell. Workers start when it is, and stay when they
-            were there before; they get a new template only when it is.
+        startable: The lake is there, or is being made; None when the catalog does not tell. Workers start when it is, and
+            stay when they were there before; they get a new template only when it is.
     """
     tenant = context.tenant
     desired: list[Manifest] = [build_tables(tenant)]
@@ -67,7 +67,7 @@ def build_desired(context: Context, live: Sequence[Manifest], *, installed: bool
         ]
     # There before any Job of a Compactor is.
     desired.append(build_network_policy(context, COMPACT))
-    workers, kept = _build_workers(context, live, installed=installed)
+    workers, kept = _build_workers(context, live, startable=startable)
     desired += workers
     for component, replicas in (
         ("ingest", tenant.ingest.replicas),
@@ -87,7 +87,7 @@ def pinned_version(live: Sequence[Manifest], uid: str) -> str:
 
 
 def _build_workers(
-    context: Context, live: Sequence[Manifest], *, installed: bool | None
+    context: Context, live: Sequence[Manifest], *, startable: bool | None
 ) -> tuple[list[Manifest], set[str]]:
     """Deployments after their revisions, and the names of older revisions to keep."""
     meta = context.tenant.meta
@@ -95,10 +95,10 @@ def _build_workers(
     deployments = {_name(item): item for item in live if item["kind"] == DEPLOYMENT.kind}
     desired: list[Manifest] = []
     kept: set[str] = set()
-    free = bool(installed)
+    free = bool(startable)
     for component in COMPONENTS:
         deployment = deployments.get(child(meta.name, component))
-        if not installed and deployment is None:
+        if not startable and deployment is None:
             continue
         last = latest(ours, component)
         revision = _revise(context, component, last, allowed=free)

@@ -27,6 +27,7 @@ from duckmesh_runtime.adapters.append_plan import (
 from duckmesh_runtime.adapters.postgres import catalog_errors
 from duckmesh_runtime.domain.restore import refused
 from duckmesh_runtime.domain.schema import TableDef, parse_table
+from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.ports import (
     Append,
     AppendResult,
@@ -51,6 +52,8 @@ _BYTES_A_READ: Final = 8 * 2**20
 _ENTRIES_A_READ: Final = 10_000
 _ENTRIES_A_DELETE: Final = 10_000
 _BYTES_A_DELETE: Final = 128 * 2**20
+# Tables and rights come in one transaction, the last of a lake that is made.
+_NOT_MADE: Final = (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError)
 _MOST_TOLD: Final = 2**31 - 1  # of entry.byte_count
 
 
@@ -139,7 +142,11 @@ class PostgresBus:
 
     async def head(self) -> Head:
         """See `IngestBus.head`."""
-        (row,) = await self._fetch(sql.HEAD)
+        try:
+            (row,) = await self._fetch(sql.HEAD)
+        except _NOT_MADE as error:
+            problem = "the lake is not made yet: repeat the request"
+            raise Unavailable("CATALOG_UNAVAILABLE", problem, retry_after_s=2) from error
         return Head(**dict(row))
 
     async def backlog(self) -> Backlog:

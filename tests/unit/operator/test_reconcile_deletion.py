@@ -358,8 +358,10 @@ async def test_a_tenant_that_never_got_a_lake_goes_with_its_logins(world: World)
     assert world.catalog.logins
     world.ask_to_delete()
     await world.run()
+    assert world.condition("Progressing") == ("True", "Stopping")  # the workers
+    world.api.end_pods()
+    await world.run()
     assert world.condition("Progressing") == ("True", "Stopping")  # the migrate Job
-
     world.api.end_pods()
     await world.run()
 
@@ -550,6 +552,8 @@ async def test_a_job_of_an_earlier_release_does_not_make_the_lake_anew(world: Wo
     metadata = {"name": earlier, "namespace": SYSTEM, "labels": labels}
     world.api.add({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {}})
     world.ask_to_delete()
+    await world.run()
+    world.api.end_pods()  # of the workers
 
     await world.run()
 

@@ -120,7 +120,7 @@ def world(secrets_dir: Path) -> World:
     return made
 
 
-async def test_a_new_tenant_gets_logins_secrets_and_a_migrate_job_before_any_pod(
+async def test_a_new_tenant_gets_logins_secrets_and_a_migrate_job_and_workers_that_wait_for_it(
     world: World,
 ) -> None:
     again_s = await world.run()
@@ -129,11 +129,27 @@ async def test_a_new_tenant_gets_logins_secrets_and_a_migrate_job_before_any_pod
     for part in ("writer", "maintenance", "reader", "store", "auth", "admin-key"):
         assert world.has(SECRET, f"acme-{part}"), part
     assert world.has(JOB, f"duckmesh-migrate-0123456789ab4cde-{MIGRATION}", "duckmesh-system")
-    assert not world.has(DEPLOYMENT, "acme-ingest")
+    written = world.api.writes
+    credentials, worker = "apply Secret/acme-auth", "apply Deployment/acme-ingest"
+    assert written.index(credentials) < written.index(worker)
+    assert world.child(DEPLOYMENT, "acme-ingest")["spec"]["replicas"] == 2
     assert again_s == pytest.approx(1.0)
     assert world.status()["phase"] == "Migrating"
     assert world.condition("Ready")["reason"] == "Migrating"
     assert world.condition("Reconciling")["status"] == "True"
+
+
+async def test_no_worker_is_made_beside_the_migration_of_a_lake_that_was_there(
+    world: World,
+) -> None:
+    await world.settle()
+    world.catalog.registry = [replace(one, migration=1) for one in world.catalog.registry]
+    for part in ("ingest", "query"):
+        world.api.remove(DEPLOYMENT, "team", f"acme-{part}")
+    await world.run()
+
+    assert world.condition("Ready")["reason"] == "Migrating"
+    assert not world.has(DEPLOYMENT, "acme-ingest")
 
 
 async def test_an_installed_lake_gets_workers_and_becomes_ready(world: World) -> None:
@@ -532,10 +548,13 @@ async def test_a_failed_migration_is_told_and_tried_again(world: World) -> None:
     job = world.api.objects["Job", "duckmesh-system", name]
     failed = {"type": "Failed", "status": "True", "lastTransitionTime": "2026-01-01T12:00:00Z"}
     job["status"] = {"conditions": [failed]}
+    world.api.remove(DEPLOYMENT, "team", "acme-query")
 
     await world.run()
     assert world.condition("Ready")["reason"] == "MigrationFailed"
     assert world.has(JOB, name, "duckmesh-system")
+    assert world.has(DEPLOYMENT, "acme-ingest")  # waits on
+    assert not world.has(DEPLOYMENT, "acme-query")
 
     world.now = START + timedelta(seconds=61)
     await world.run()
