@@ -12,6 +12,7 @@ from tests.bench.figures import machine
 from tests.bench.stack import running_stack
 from tests.nightly import compaction
 from tests.nightly.deletion import deletion
+from tests.nightly.hour import hour
 from tests.nightly.kills import kills
 from tests.nightly.mixed import mixed
 from tests.nightly.operator_faults import operator_faults
@@ -23,6 +24,7 @@ RUNS = {
     "mixed": (mixed, 5.0),
     "operator": (operator_faults, 30.0),
     "deletion": (deletion, 5.0),
+    "compact-hour": (hour, 60.0),
     "compact-beside": (compaction.beside, 15.0),
     "compact-kills": (compaction.kills, 15.0),
     "compact-stops": (compaction.stops, 5.0),
@@ -36,7 +38,7 @@ def main() -> int:
     parser.add_argument(
         "--minutes",
         type=float,
-        help="of each run (steady 60, kills 15; the others do all they have whatever it takes)",
+        help="of each run (steady and compact-hour 60, kills 15; the others do all they have whatever it takes)",
     )
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in RUNS]:
