@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from obstore.store import S3Store
 
 from duckmesh_runtime.adapters.migrate import migrate
 from duckmesh_runtime.dev.postgres import PostgresServer
@@ -186,6 +187,19 @@ def _login(dsn: str, login: str) -> str:
 
 def _file_store(folder: Path) -> StoreSettings:
     return StoreSettings(url=f"{(folder / 'data').as_uri()}/")
+
+
+def bucket_of(server: S3Server) -> S3Store:
+    """The whole bucket, past every lake's door."""
+    return S3Store(
+        server.bucket,
+        endpoint=server.endpoint,
+        region="us-east-1",
+        access_key_id=server.access_key,
+        secret_access_key=server.secret_key,
+        virtual_hosted_style_request=False,
+        client_options={"allow_http": True},
+    )
 
 
 def s3_store(folder: Path, prefix: str, server: S3Server) -> StoreSettings:

@@ -206,7 +206,7 @@ CATALOGUE: Final[Mapping[str, ErrorSpec]] = {
     "DATA_FILE_MISSING": _spec(
         500,
         False,
-        "A file of the snapshot is missing in the store.",
+        "A file of the snapshot is missing or damaged in the store.",
         "Tell the platform team; the file must come back from the store's versions or a backup.",
     ),
     "INTEGRITY_CHECK_FAILED": _spec(

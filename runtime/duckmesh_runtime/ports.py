@@ -742,7 +742,7 @@ class ObjectStore(Protocol):
         ...
 
     async def read(self, path: str, start: int, length: int) -> bytes:
-        """Bytes `start .. start+length` (shorter at the end). Raises: Corrupt DATA_FILE_MISSING."""
+        """Bytes `start .. start+length` (shorter at the end, none behind it). Raises: Corrupt DATA_FILE_MISSING."""
         ...
 
 

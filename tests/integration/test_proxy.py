@@ -316,7 +316,7 @@ async def test_a_large_file_comes_in_parts(
     assert store.reads == 3 + 2
 
 
-async def test_a_file_that_ends_in_the_middle_breaks_the_answer_off(
+async def test_a_file_that_ends_in_the_middle_breaks_the_answer_off_and_is_told_when_asked_again(
     proxy: ReadProxy, folder: Path
 ) -> None:
     (folder / "large.parquet").write_bytes(bytes(6 * 2**20))
@@ -325,6 +325,10 @@ async def test_a_file_that_ends_in_the_middle_breaks_the_answer_off(
     with contextlib.suppress(ConnectionError):
         _, headers, body = await ask(proxy, "/lake/large.parquet")
         assert len(body) < int(headers["content-length"])
+    assert (await ask(proxy, "/lake/large.parquet"))[0] == 410
+
+    (folder / "large.parquet").write_bytes(bytes(10 * 2**20))
+    assert len((await ask(proxy, "/lake/large.parquet"))[2]) == 10 * 2**20
 
 
 async def test_who_takes_nothing_does_not_keep_others_from_their_files(

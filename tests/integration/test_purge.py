@@ -20,7 +20,7 @@ from duckmesh_runtime.dev.s3 import S3Server
 from duckmesh_runtime.errors import SettingsError, Unauthorized, Unavailable
 from duckmesh_runtime.settings import PurgeSettings, purge_from_env, read_secret
 from tests.lakes import rows_of, stage
-from tests.services import Lake
+from tests.services import Lake, bucket_of
 
 _LEFT = """
 SELECT jsonb_build_object(
@@ -73,16 +73,7 @@ class Bucket:
 
 @pytest.fixture
 def bucket(s3: S3Server) -> Bucket:
-    store = S3Store(
-        s3.bucket,
-        endpoint=s3.endpoint,
-        region="us-east-1",
-        access_key_id=s3.access_key,
-        secret_access_key=s3.secret_key,
-        virtual_hosted_style_request=False,
-        client_options={"allow_http": True},
-    )
-    return Bucket(store)
+    return Bucket(bucket_of(s3))
 
 
 @pytest.fixture

@@ -89,7 +89,9 @@ async def test_a_lost_object_is_an_error_and_never_fewer_rows(path: ReadPath) ->
 
 @pytest.mark.parametrize("path", ["file"], indirect=True)
 async def test_an_object_of_another_size_is_an_error_and_never_other_rows(path: ReadPath) -> None:
-    """A small file, which the proxy reads whole, and a large one. Of a longer one what was recorded is read."""
+    """A small file, which the proxy reads whole, one with several pages, and one of several of the proxy's chunks, which
+    the engine asks for at once. Of a longer one what was recorded is read.
+    """
     damage: dict[str, Callable[[bytes], bytes]] = {
         "cut": lambda whole: whole[:-1],
         "half": lambda whole: whole[: len(whole) // 2],
@@ -97,7 +99,7 @@ async def test_an_object_of_another_size_is_an_error_and_never_other_rows(path: 
         "longer": lambda whole: whole + whole,
         "shifted": lambda whole: bytes(100) + whole,
     }
-    sizes = {"small": 1_000, "large": 200_000}
+    sizes = {"small": 1_000, "large": 200_000, "huge": 1_500_000}
     tables = {f"{size}_{name}": (sizes[size], name) for size in sizes for name in damage}
     await path.commit(
         *(
@@ -118,10 +120,9 @@ async def test_an_object_of_another_size_is_an_error_and_never_other_rows(path: 
         except DuckmeshError as error:
             found[table] = error.code
 
-    longer = {table: found.pop(table) for table in ("small_longer", "large_longer")}
+    longer = {table: found.pop(table) for table in list(found) if table.endswith("_longer")}
     assert longer == {table: right[table] for table in longer}
-    assert {found["small_cut"], found["small_half"]} == {"DATA_FILE_MISSING"}
-    assert set(found.values()) <= {"DATA_FILE_MISSING", "STORAGE_UNAVAILABLE", "SQL_ERROR"}
+    assert set(found.values()) == {"DATA_FILE_MISSING"}, found
 
 
 def _totals(table: str) -> str:

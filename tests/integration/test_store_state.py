@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
+import obstore
 import pytest
 
 from duckmesh_runtime.adapters.objects import StoreObjects
@@ -17,7 +18,7 @@ from duckmesh_runtime.errors import Unavailable
 from duckmesh_runtime.ports import StoreState
 from duckmesh_runtime.settings import StoreSettings
 from tests.lakes import LakeView, writer_pool
-from tests.services import Lake, s3_store
+from tests.services import Lake, bucket_of, s3_store
 
 _ROW = "SELECT state, since, at FROM duckmesh.store_report WHERE lake = $1"
 
@@ -52,6 +53,24 @@ async def test_a_probe_leaves_nothing_behind(store: StoreSettings) -> None:
 
     with pytest.raises(Exception, match="missing"):
         await objects.size("probe-health.parquet")
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+async def test_a_read_ends_where_the_object_does(
+    store: StoreSettings, tmp_path: Path, kind: str, s3: S3Server
+) -> None:
+    if kind == "file":
+        store = StoreSettings(url=f"{(tmp_path / 'data').as_uri()}/")
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "x").write_bytes(b"12345")
+    else:
+        obstore.put(bucket_of(s3), "state/x", b"12345")
+    objects = StoreObjects(store)
+
+    assert await objects.read("x", 1, 3) == b"234"
+    assert await objects.read("x", 3, 10) == b"45"
+    assert await objects.read("x", 5, 1) == b""
+    assert await objects.read("x", 99, 1) == b""
 
 
 async def test_files_are_always_there(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from duckmesh_runtime.cli.adopt import build_word
 from duckmesh_runtime.dev.s3 import S3Server
 from tests.controlplane.client import Manifest
 from tests.controlplane.world import SYSTEM, World, condition, ended, running_world, until
+from tests.services import bucket_of
 
 NAMESPACE: Final = "team"
 NAME: Final = "shop"
@@ -145,16 +146,7 @@ def _bucket() -> Iterator[tuple[S3Server, S3Store]]:
         TemporaryDirectory(prefix="duckmesh-deletion-") as folder,
         S3Server(Path(folder) / "s3", access_key="key", secret_key="secret") as server,
     ):
-        store = S3Store(
-            server.bucket,
-            endpoint=server.endpoint,
-            region="us-east-1",
-            access_key_id="key",
-            secret_access_key="secret",
-            virtual_hosted_style_request=False,
-            client_options={"allow_http": True},
-        )
-        yield server, store
+        yield server, bucket_of(server)
 
 
 def _paths(store: S3Store) -> set[str]:

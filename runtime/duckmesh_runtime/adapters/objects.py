@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import obstore
 from obstore.exceptions import (
     BaseError,
+    GenericError,
     NotFoundError,
     PermissionDeniedError,
     UnauthenticatedError,
@@ -47,6 +49,8 @@ _PROBE: Final = "probe-health.parquet"
 _CLOCK: Final = "probe-clock.parquet"
 # S3's error code; a HEAD has no body to hold it.
 _NO_BUCKET: Final = "NoSuchBucket"
+# What obstore says of a range that begins where the object has ended: S3's answer, a folder's.
+_PAST_END: Final = re.compile(r"status code: 416 |error: Requested range was invalid")
 
 
 class StoreObjects:
@@ -71,11 +75,17 @@ class StoreObjects:
         return int(found["size"])
 
     async def read(self, path: str, start: int, length: int) -> bytes:
-        """Bytes `start .. start+length`, shorter at the end; raises as `size`."""
-        found = await self._ask(
-            lambda store: obstore.get_range_async(store, path, start=start, length=length)
-        )
-        return bytes(found)
+        """Bytes `start .. start+length`, shorter at the end and none behind it; raises as `size`."""
+
+        async def ask(store: Store) -> bytes:
+            try:
+                return bytes(await obstore.get_range_async(store, path, start=start, length=length))
+            except GenericError as error:
+                if _PAST_END.search(str(error)):
+                    return b""
+                raise
+
+        return await self._ask(ask)
 
     async def remove(self, path: str) -> None:
         """Remove a file that nothing names; one that is not there is fine.

@@ -47,6 +47,13 @@ _PREFIXES: Final = (
     ("FATAL Error", "QUERY_CRASHED"),
     ("Permission Error", "SQL_NOT_ALLOWED"),
 )
+# What DuckDB's Parquet reader says of bytes that are none (1.5.5, changed at random); they come with no type of their own.
+_DAMAGED: Final = re.compile(
+    r"Invalid Input Error: (No magic bytes found at end of file|Failed to read file) "
+    r"|Error: (Out of buffer|TProtocolException|don't know what type|invalid TType)"
+    r"|(Out of buffer|TProtocolException|don't know what type|invalid TType)"
+    r"|IO Error: Could not read enough bytes from file "
+)
 _BEFORE_JSON: Final = re.compile(r"(?:[A-Za-z ]+ Error: )?")
 _STATUS: Final = re.compile(r"\(?HTTP (?:code )?(\d{3})")
 
@@ -155,6 +162,8 @@ def _code(error: BaseException, text: str) -> str:
     for prefix, code in _PREFIXES:
         if text.startswith(prefix):
             return code
+    if _DAMAGED.match(text):
+        return "DATA_FILE_MISSING"
     if isinstance(error, duckdb.IOException) or text.startswith(("IO Error", "HTTP Error")):
         return _storage_code(error, text)
     # Arrow wraps the texts of a stream in OSError or a ValueError of its own.
@@ -182,7 +191,9 @@ _MESSAGES: Final[dict[str, Callable[[str], str]]] = {
         "the engine failed inside; the process was replaced: repeat, or report the statement"
     ),
     "SQL_NOT_ALLOWED": _fixed("sql: it reads something that is not a table of this lake"),
-    "DATA_FILE_MISSING": _fixed("a data file of this snapshot is missing in the object store"),
+    "DATA_FILE_MISSING": _fixed(
+        "a data file of this snapshot is missing or damaged in the object store"
+    ),
     "STORAGE_UNAVAILABLE": _fixed("a data file cannot be read now: repeat"),
     "INTERNAL": _fixed("the query process failed; the process was replaced"),
 }

@@ -36,6 +36,7 @@ _CONNECTIONS: Final = 512
 _STALLED_S: Final = 30.0
 """A slot takes what it asked for at once; one that does not must not keep others from their chunks."""
 
+_SHORTER: Final = "a file of the snapshot is shorter than recorded"
 _FIXED_HEADERS: Final = (
     # Files of a lake never change: the same for each request, so that the reader's cache holds.
     'ETag: "immutable"\r\n'
@@ -78,6 +79,7 @@ class ReadProxy:
         self._small = _SmallFiles()
         self._coming: dict[str, asyncio.Task[bytes]] = {}  # small files
         self._ahead = ReadAhead(_SMALL_BYTES)
+        self._broken: set[str] = set()  # files that ended in the middle of an answer
         self._chunks = asyncio.Semaphore(_CHUNKS)
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -102,6 +104,7 @@ class ReadProxy:
                 del self._holders[path]
                 self._sizes.pop(path, None)
                 self._small.forget(path)
+                self._broken.discard(path)
 
     async def start(self) -> int:
         """Listen on a free port of 127.0.0.1; returns it."""
@@ -169,6 +172,8 @@ class ReadProxy:
             writer.write(head)
             return
         try:
+            if path in self._broken:
+                await self._check(path, size)
             await self._send_bytes(_Span(path, size, start, end), head, writer)
         except DuckmeshError as error:
             # 404 is "not allowed"; the sandbox tells a lost file from an outage by these two.
@@ -187,9 +192,11 @@ class ReadProxy:
                 try:
                     chunk = await self._chunk(span, start)
                 except DuckmeshError as error:
-                    if not head:
-                        raise ConnectionAbortedError("the file broke off") from error
-                    raise
+                    if head:
+                        raise
+                    if isinstance(error, Corrupt):
+                        self._broken.add(span.path)  # the reader asks again, and is to hear why
+                    raise ConnectionAbortedError("the file broke off") from error
                 if len(chunk) <= _SMALL_BYTES:
                     writer.write(head + chunk)
                 else:
@@ -232,10 +239,13 @@ class ReadProxy:
     async def _read(self, path: str, start: int, length: int) -> bytes:
         chunk = await self._store.read(path, start, length) if length else b""
         if len(chunk) != length:
-            raise Corrupt(
-                "INTEGRITY_CHECK_FAILED", "a file of the snapshot is shorter than recorded"
-            )
+            raise Corrupt("INTEGRITY_CHECK_FAILED", _SHORTER)
         return chunk
+
+    async def _check(self, path: str, size: int) -> None:
+        if await self._store.size(path) < size:
+            raise Corrupt("INTEGRITY_CHECK_FAILED", _SHORTER)
+        self._broken.discard(path)  # it was brought back
 
 
 class _SmallFiles:
