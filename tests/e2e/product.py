@@ -239,6 +239,23 @@ def hanging_store(kube: Kube) -> Iterator[None]:
         kube.kubectl(*pod, _SIGNAL.format(name="SIGCONT"))
 
 
+# Past the S3 door, which takes no key's word: the filer listens on the pod's own loopback.
+_REMOVE = """
+import pathlib, re, urllib.request
+for found in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    if port := re.search(rb"-filer[.]port=([0-9]+)", found.read_bytes()):
+        url = "http://127.0.0.1:" + port[1].decode() + "/buckets/{path}"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=30)
+"""
+
+
+def lose_object(kube: Kube, url: str) -> None:
+    """An `s3://` object of the trial store is gone, as if its disk had lost it."""
+    path = url.removeprefix("s3://")
+    pod = ("exec", "-n", SYSTEM, "duckmesh-devservices-0", "--", "python3", "-c")
+    kube.kubectl(*pod, _REMOVE.format(path=path))
+
+
 def duckmesh(
     url: str, key: str, *args: str, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:

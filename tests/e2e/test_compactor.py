@@ -1,11 +1,14 @@
-"""A Compactor by trigger: many small files, a Job with the Tenant's own credentials, few files, the same rows."""
+"""A Compactor by trigger: many small files, a Job with the Tenant's own credentials, few files, the same rows.
+
+And by the schedule of its checks: a file that the store has lost is named in the Tenant's status.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tests.e2e.api import Api
-from tests.e2e.product import Tenant, wait_for
+from tests.e2e.product import Tenant, lose_object, wait_for
 
 #: Rows, each in a commit and so in a file of its own.
 ROWS = 30
@@ -44,10 +47,40 @@ def test_many_small_files_become_few_and_the_rows_stay(tenant: Tenant) -> None:
     events = kube.json("get", "events", *where)["items"]
     told = {one["reason"] for one in events if one["involvedObject"]["kind"] == "Compactor"}
     assert {"RunStarted", "RunSucceeded"} <= told
+    a_lost_file_is_named(tenant)
 
 
-def apply_compactor(tenant: Tenant) -> None:
-    spec = {"tenantRef": {"name": tenant.name}, "trigger": {"smallFiles": TRIGGER}}
+def a_lost_file_is_named(tenant: Tenant) -> None:
+    apply_compactor(tenant, integrity={"schedule": "* * * * *"})
+    with tenant.door() as url:
+        api = Api(url, tenant.admin_key())
+        columns = [{"name": "id", "type": "INTEGER"}]
+        api.ok("POST", "/v1/tables", {"name": "lost", "columns": columns})
+        row = {"records": [{"payload": {"id": 1}}], "wait_for_visibility": True}
+        api.ok("POST", "/v1/ingest/lost", row)
+        newest = api.ok("GET", "/v1/snapshots?limit=1")["snapshots"][0]["snapshot_id"]
+        (file,) = api.ok("GET", f"/v1/snapshots/{newest}/files?table=lost")["files"]
+
+        lose_object(tenant.kube, file["url"])
+
+        told = wait_for("the damage in status", lambda: damage_of(tenant), 180, 1)
+        assert "table lost: 1 missing of its files" in told, told
+        assert tenant.read()["status"]["snapshot"]["state"] == "Corrupt"
+        status, answer = api.call("POST", "/v1/query", {"sql": "SELECT sum(id) FROM lost"})
+        assert (status, answer["error_code"]) == (500, "DATA_FILE_MISSING"), answer
+        # Queries that do not need the file are answered, and writes go on.
+        api.ok("POST", "/v1/ingest/trickle", row)
+        assert api.rows("SELECT count(*) FROM trickle") == [[ROWS + 1]]
+
+
+def damage_of(tenant: Tenant) -> str:
+    found = tenant.condition("SnapshotHealthy")
+    assert found["reason"] == "Corrupt", found
+    return str(found["message"])
+
+
+def apply_compactor(tenant: Tenant, **more: object) -> None:
+    spec = {"tenantRef": {"name": tenant.name}, "trigger": {"smallFiles": TRIGGER}, **more}
     tenant.kube.apply(
         {
             "apiVersion": "duckmesh.io/v1alpha1",
