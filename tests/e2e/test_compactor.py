@@ -69,8 +69,8 @@ def a_lost_file_is_named(tenant: Tenant) -> None:
         status, answer = api.call("POST", "/v1/query", {"sql": "SELECT sum(id) FROM lost"})
         assert (status, answer["error_code"]) == (500, "DATA_FILE_MISSING"), answer
         # Queries that do not need the file are answered, and writes go on.
-        api.ok("POST", "/v1/ingest/trickle", row)
-        assert api.rows("SELECT count(*) FROM trickle") == [[ROWS + 1]]
+        token = api.ok("POST", "/v1/ingest/trickle", row)["max_visibility_token"]
+        assert api.rows("SELECT count(*) FROM trickle", token) == [[ROWS + 1]]
 
 
 def damage_of(tenant: Tenant) -> str:
