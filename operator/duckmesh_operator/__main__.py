@@ -16,6 +16,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -52,8 +53,10 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 #: A standby reads the cluster as often, so that it has little left to read when it takes over.
 WARM_EVERY_S: Final = 300.0
-#: At start, what nobody changed meanwhile is looked at within this time, not all of it at once.
+#: At start, what nobody changed meanwhile is looked at within this time at most, not all of it at once ...
 START_SPREAD_S: Final = 10.0
+#: ... and so many of it in a second. The watch, which reads everything once more, waits up to twice as long for that.
+START_LOOKS_A_SECOND: Final = 100
 #: After that each Tenant is looked at once more, spread over this time: then its Secrets are compared as well.
 SECRETS_SPREAD_S: Final = 90.0
 #: What a leader could not read of the cluster at its start is asked for again after this time.
@@ -78,6 +81,8 @@ class Operator:
         self._settings = settings
         self._on_lost = on_lost
         self._watching = asyncio.Event()
+        self._unseen: set[Key] = set()
+        self._seen = asyncio.Event()
         self._leading = False
         self._prefixes = Prefixes(settings.stores)
         self._board = LagBoard()
@@ -112,9 +117,7 @@ class Operator:
             TENANT.kind: self._tenants.reconcile,
             COMPACTOR.kind: self._compactors.reconcile,
         }
-        self._queue = Queue(
-            lambda key: self._work[key.kind](key), workers=settings.workers, clock=clock
-        )
+        self._queue = Queue(self._reconcile, workers=settings.workers, clock=clock)
         self._sweeper = Sweeper(
             catalogs=self._catalogs,
             board=self._board,
@@ -174,7 +177,7 @@ class Operator:
                 await self._load()
                 await self._load_prefixes()
                 await self._sweeper.look()
-                await self._add_all()
+                spread_s = await self._add_all()
                 group.create_task(self._queue.run())
                 group.create_task(self._sweeper.run())
                 group.create_task(self._canary.run())
@@ -182,7 +185,7 @@ class Operator:
                 group.create_task(self._audit_when_watching())
                 group.create_task(self._look_at_secrets())
                 group.create_task(self._tell_when_watching(on_watching))
-                group.create_task(self._watch())
+                group.create_task(self._watch(patience_s=2 * spread_s))
         finally:
             metrics.leading(False)
             metrics.remove(collectors)
@@ -232,15 +235,27 @@ class Operator:
             prefix = text_at(obj, "spec", "storage", "prefix") or meta.full_name
             self._prefixes.claim(meta, store, prefix)
 
-    async def _add_all(self) -> None:
-        """Queue every Tenant and Compactor: at once what changed while no operator looked, the rest by and by."""
-        for kind in OWN:
-            for obj in await self._cache.list(kind, None):
-                meta = parse_meta(obj)
-                seen = number_at(obj, "status", "observedGeneration") == meta.generation
-                rest = seen and dig(obj, "metadata", "deletionTimestamp") is None
-                delay_s = random.uniform(0, START_SPREAD_S) if rest else 0.0  # noqa: S311 - spreads load
-                self._queue.add_after(Key(kind.kind, meta.namespace, meta.name), delay_s)
+    async def _add_all(self) -> float:
+        """Queue every Tenant and Compactor: at once what changed while no operator looked, the rest within the seconds told."""
+        found = [(kind, obj) for kind in OWN for obj in await self._cache.list(kind, None)]
+        spread_s = min(START_SPREAD_S, len(found) / START_LOOKS_A_SECOND)
+        for kind, obj in found:
+            meta = parse_meta(obj)
+            seen = number_at(obj, "status", "observedGeneration") == meta.generation
+            rest = seen and dig(obj, "metadata", "deletionTimestamp") is None
+            delay_s = random.uniform(0, spread_s) if rest else 0.0  # noqa: S311 - spreads load
+            key = Key(kind.kind, meta.namespace, meta.name)
+            self._unseen.add(key)
+            self._queue.add_after(key, delay_s)
+        return spread_s
+
+    async def _reconcile(self, key: Key) -> float | None:
+        try:
+            return await self._work[key.kind](key)
+        finally:
+            self._unseen.discard(key)
+            if not self._unseen:
+                self._seen.set()
 
     async def _look_at_secrets(self) -> None:
         """Have the Secrets that a predecessor made compared, some at a time."""
@@ -250,7 +265,10 @@ class Operator:
             delay_s = random.uniform(0, SECRETS_SPREAD_S)  # noqa: S311 - spreads load
             self._queue.add_after(Key(TENANT.kind, meta.namespace, meta.name), delay_s)
 
-    async def _watch(self) -> NoReturn:
+    async def _watch(self, *, patience_s: float) -> NoReturn:
+        # Its first lists bring what is known already: a look at every Tenant comes first.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._seen.wait(), patience_s)
         namespaces = self._settings.watch_namespaces
         await kopf.operator(
             registry=handlers.build_registry(self._notice),

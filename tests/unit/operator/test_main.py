@@ -119,13 +119,44 @@ async def test_at_start_what_changed_meanwhile_is_due_at_once_and_the_rest_soon(
     started = asyncio.get_running_loop().time()
 
     await operator._cache.load()
-    await operator._add_all()
+    spread_s = await operator._add_all()
 
+    assert spread_s == 3 / process.START_LOOKS_A_SECOND
     due = {key.name: at - started for key, at in operator._queue._schedule._due.items()}
     assert set(due) == {"new", "known", "going"}
     assert sorted(due, key=due.__getitem__)[-1] == "known"
     took = asyncio.get_running_loop().time() - started
-    assert due["known"] <= process.START_SPREAD_S + took
+    assert due["known"] <= spread_s + took
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_the_watch_begins_after_a_look_at_every_tenant_or_some_time(
+    cluster: Cluster, secrets_dir: Path, monkeypatch: pytest.MonkeyPatch, stuck: bool
+) -> None:
+    # With a catalog that hangs no look ends.
+    monkeypatch.setattr(process, "START_LOOKS_A_SECOND", 100 if stuck else 0.01)
+    monkeypatch.setattr(process, "START_SPREAD_S", 60.0)
+    names = {"a", "b", "c"}
+    for name in names:
+        cluster.api.add(tenant_object(name=name))
+    operator = make_operator(cluster, secrets_dir)
+    looked: set[str] = set()
+
+    async def look(key: process.Key) -> None:
+        if stuck:
+            await asyncio.Event().wait()
+        assert not cluster.started.is_set()
+        looked.add(key.name)
+
+    operator._work[TENANT.kind] = look
+    leading = asyncio.create_task(operator.run(lambda: None))
+    async with asyncio.timeout(60):
+        await cluster.started.wait()
+    leading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leading
+
+    assert looked == (set() if stuck else names)
 
 
 async def test_a_leader_whose_queue_does_not_move_is_not_ready(
