@@ -47,11 +47,11 @@ _PREFIXES: Final = (
     ("FATAL Error", "QUERY_CRASHED"),
     ("Permission Error", "SQL_NOT_ALLOWED"),
 )
-# What DuckDB's Parquet reader says of bytes that are none (1.5.5, changed at random); they come with no type of their own.
+# What DuckDB's Parquet reader says of bytes that are none (1.5.5, files changed at random). A text of error() begins with
+# "Invalid Input Error" as well, but a statement does not know where the read proxy listens.
 _DAMAGED: Final = re.compile(
-    r"Invalid Input Error: (No magic bytes found at end of file|Failed to read file) "
-    r"|Error: (Out of buffer|TProtocolException|don't know what type|invalid TType)"
-    r"|(Out of buffer|TProtocolException|don't know what type|invalid TType)"
+    r"""Invalid Input Error: (No magic bytes found at end of|Failed to read) file ["']http://127\.0\.0\.1:\d+/lake/"""
+    r"|Out of buffer|TProtocolException|don't know what type|invalid TType"
     r"|IO Error: Could not read enough bytes from file "
 )
 _BEFORE_JSON: Final = re.compile(r"(?:[A-Za-z ]+ Error: )?")

@@ -36,6 +36,18 @@ PATH = "/run/duckmesh/catalogs/snap_7.db"
         (OSError("HTTP Error: GET (HTTP 404 Not Found)"), "DATA_FILE_MISSING", False),
         (OSError("HTTP Error: GET (HTTP 503 Service Unavailable)"), "STORAGE_UNAVAILABLE", False),
         (OSError("TProtocolException: Invalid data"), "DATA_FILE_MISSING", False),
+        (
+            OSError(
+                "Invalid Input Error: No magic bytes found at end of file 'http://127.0.0.1:9/lake/t.parquet'"
+            ),
+            "DATA_FILE_MISSING",
+            False,
+        ),
+        (
+            OSError("Invalid Input Error: No magic bytes found at end of file 'x'"),
+            "SQL_ERROR",
+            False,
+        ),
         (duckdb.BinderException("Binder Error: no column"), "SQL_ERROR", False),
         (OSError("Invalid Input Error: HTTP Error: 404"), "SQL_ERROR", False),
         (pa.ArrowInvalid("Conversion Error: no"), "SQL_ERROR", False),
