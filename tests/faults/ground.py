@@ -35,12 +35,14 @@ class Ground:
         proxy: Before the API server.
         operator: Behind the proxy.
         baseline: State after `create` and `update` without faults.
+        first: Spec of a Tenant as it is made.
     """
 
     world: World
     proxy: FaultProxy
     operator: OperatorProcess
     baseline: dict[str, State] = field(default_factory=dict)
+    first: dict[str, Any] = field(default_factory=lambda: dict(FIRST))
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     async def namespace(self) -> str:
@@ -67,7 +69,7 @@ class Ground:
         await self.start()
 
     async def create(self, namespace: str, **spec: Any) -> None:
-        await self.world.make_tenant(namespace, NAME, **(spec or FIRST))
+        await self.world.make_tenant(namespace, NAME, **(spec or self.first))
 
     async def update(self, namespace: str) -> None:
         await self.world.client.patch(TENANT, namespace, NAME, {"spec": SECOND})
@@ -149,20 +151,26 @@ class Ground:
 
 @asynccontextmanager
 async def running_ground(
-    *, light: bool = False, real: bool = True, **config: Any
+    *,
+    light: bool = False,
+    real: bool = True,
+    first: dict[str, Any] | None = None,
+    **config: Any,
 ) -> AsyncIterator[Ground]:
     """A ground whose operator runs and whose baseline is known.
 
     Args:
         light: See `Kubelet`.
         real: See `running_world`.
+        first: See `Ground`.
         config: Further values of the operator's YAML file.
     """
     async with (
         running_world(light=light, real=real, **config) as world,
         running_proxy(world.plane, world.folder / "proxy.kubeconfig") as proxy,
     ):
-        ground = Ground(world, proxy, world.operator("operator-0", proxy.kubeconfig))
+        operator = world.operator("operator-0", proxy.kubeconfig)
+        ground = Ground(world, proxy, operator, first=first or dict(FIRST))
         with ended(ground.operator):
             await ground.start()
             await ground.learn()

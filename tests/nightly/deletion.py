@@ -31,7 +31,7 @@ TWINS: Final = {"team/shop.parquet", "team/shop2/main/x.parquet"}
 
 def deletion(_: object, __: float) -> list[str]:
     """One Tenant of each kind; returns what must not be."""
-    with _bucket() as (server, store):
+    with bucket() as (server, store):
         return asyncio.run(_run(server, store))
 
 
@@ -121,6 +121,12 @@ async def _says(world: World, kind: str, reason: str) -> Manifest | None:
     return found if found and condition(found, kind).get("reason") == reason else None
 
 
+async def left_of_lakes(world: World) -> list[str]:
+    """Lakes in the catalog, and logins of lakes."""
+    logins = await _logins(world)
+    return [*await _lakes(world), *([f"{logins} logins"] if logins else [])]
+
+
 async def _lakes(world: World) -> dict[str, str]:
     """Lakes with their owners."""
     connection = await asyncpg.connect(world.dsn)
@@ -141,7 +147,7 @@ async def _logins(world: World) -> int:
 
 
 @contextmanager
-def _bucket() -> Iterator[tuple[S3Server, S3Store]]:
+def bucket() -> Iterator[tuple[S3Server, S3Store]]:
     with (
         TemporaryDirectory(prefix="duckmesh-deletion-") as folder,
         S3Server(Path(folder) / "s3", access_key="key", secret_key="secret") as server,
