@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from duckmesh_runtime.settings import FILES_STAY_S
 from tests.bench.figures import Figure, cpu_used, quantiles, show
 from tests.bench.mode import Mode
 from tests.bench.readers import calling, milliseconds, query_pod
@@ -34,8 +35,11 @@ SELECT count(*) FROM {lake}.ducklake_data_file AS f JOIN {lake}.ducklake_table A
 _ROWS = """
 SELECT (SELECT count(*) FROM {lake}.ducklake_snapshot), (SELECT count(*) FROM {lake}.ducklake_data_file),
        (SELECT count(*) FROM {lake}.ducklake_file_column_stats),
-       (SELECT count(*) FROM {lake}.ducklake_files_scheduled_for_deletion)
+       (SELECT count(*) FROM {lake}.ducklake_files_scheduled_for_deletion),
+       (SELECT count(*) FROM {lake}.ducklake_files_scheduled_for_deletion
+         WHERE schedule_start < clock_timestamp() - make_interval(secs => $1))
 """
+_LATE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,9 @@ class Look:
     Attributes:
         at: Monotonic seconds.
         files: Live files of the table with most.
-        snapshots, data_files, column_stats, scheduled: Rows of the catalog; the last of files that wait for their removal.
+        snapshots, data_files, column_stats: Rows of the catalog.
+        scheduled: Files that wait for their removal.
+        overdue: Those that should be gone for five minutes at least.
         took: Commits so far that took at most so many milliseconds.
         took_ms: Milliseconds of all of them.
     """
@@ -71,6 +77,7 @@ class Look:
     data_files: int
     column_stats: int
     scheduled: int
+    overdue: int
     took: Mapping[float, float]
     took_ms: float
 
@@ -216,8 +223,8 @@ def _load(
 async def _look(lake: Lake, pod: Pod) -> Look:
     view = LakeView(lake)
     files = await view.fetch(_FILES.format(lake=lake.name))
-    ((snapshots, data_files, column_stats, scheduled),) = await view.fetch(
-        _ROWS.format(lake=lake.name)
+    ((snapshots, data_files, column_stats, scheduled, overdue),) = await view.fetch(
+        _ROWS.format(lake=lake.name), FILES_STAY_S + _LATE_S
     )
     took, took_ms = _histogram(pod)
     return Look(
@@ -227,6 +234,7 @@ async def _look(lake: Lake, pod: Pod) -> Look:
         data_files=data_files,
         column_stats=column_stats,
         scheduled=scheduled,
+        overdue=overdue,
         took=took,
         took_ms=took_ms,
     )

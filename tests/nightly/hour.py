@@ -15,7 +15,7 @@ from tests.services import Lake
 
 MOST_FILES = 50
 TURNS = 20
-CATALOG = ("snapshots", "data_files", "column_stats", "scheduled")
+CATALOG = ("snapshots", "data_files", "column_stats")
 _SLACK = 2_000
 
 
@@ -45,6 +45,12 @@ def hour(stack: Stack, minutes: float) -> Sequence[str]:
         print(
             f"  {name}: highest in each third {', '.join(f'{n:,}' for n in _highest(run.looks, name))}"
         )
+    scheduled, overdue = run.looks[-1].scheduled, max(look.overdue for look in run.looks)
+    print(
+        f"  files that wait for their removal: {scheduled:,} at the end, {overdue:,} overdue at most"
+    )
+    if overdue:
+        found.append(f"{overdue:,} files were not removed in time")
     if statistics.median(steady) > MOST_FILES:
         found.append(f"a table has more than {MOST_FILES} live files most of the time")
     return found
