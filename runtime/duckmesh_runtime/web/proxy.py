@@ -194,7 +194,7 @@ class ReadProxy:
                 except DuckmeshError as error:
                     if head:
                         raise
-                    if isinstance(error, Corrupt):
+                    if isinstance(error, Corrupt) and span.path in self._sizes:
                         self._broken.add(span.path)  # the reader asks again, and is to hear why
                     raise ConnectionAbortedError("the file broke off") from error
                 if len(chunk) <= _SMALL_BYTES:
