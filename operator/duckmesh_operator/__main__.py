@@ -268,7 +268,9 @@ class Operator:
     async def _watch(self, *, patience_s: float) -> NoReturn:
         # Its first lists bring what is known already: a look at every Tenant comes first.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._seen.wait(), patience_s)
+            # Not wait_for, which before Python 3.12 forgets a cancellation that comes with what it waited for.
+            async with asyncio.timeout(patience_s):
+                await self._seen.wait()
         namespaces = self._settings.watch_namespaces
         await kopf.operator(
             registry=handlers.build_registry(self._notice),

@@ -159,6 +159,27 @@ async def test_the_watch_begins_after_a_look_at_every_tenant_or_some_time(
     assert looked == (set() if stuck else names)
 
 
+async def test_a_leader_that_is_told_to_end_with_its_last_first_look_ends(
+    cluster: Cluster, secrets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation that comes together with what was waited for must not get lost."""
+    monkeypatch.setattr(process, "START_LOOKS_A_SECOND", 0.01)
+    monkeypatch.setattr(process, "START_SPREAD_S", 60.0)
+    cluster.api.add(tenant_object())
+    operator = make_operator(cluster, secrets_dir)
+
+    async def look(_: process.Key) -> None:
+        leading.cancel()
+
+    operator._work[TENANT.kind] = look
+    leading = asyncio.create_task(operator.run(lambda: None))
+    done, _ = await asyncio.wait({leading}, timeout=30)
+
+    cluster.end.set()
+    assert done
+    assert leading.cancelled()
+
+
 async def test_a_leader_whose_queue_does_not_move_is_not_ready(
     cluster: Cluster, secrets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,7 +154,7 @@ async def test_a_snapshot_that_is_not_there_runs_nothing(at: int, code: str) -> 
     assert [batch async for batch in (await bench.service.run(request(at=3))).run.batches]
 
 
-async def test_limits_of_the_service_bind_the_request() -> None:
+async def test_limits_of_the_service_bind_the_request(clock: _Clock) -> None:
     bench = _Bench()
 
     await bench.service.run(request(timeout_ms=90_000))
