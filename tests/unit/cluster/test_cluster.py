@@ -104,7 +104,7 @@ def test_the_lines_for_a_shell_are_quoted_and_spare_the_cluster_a_proxy() -> Non
 def test_nothing_is_up_where_nothing_was_started(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = Settings(number=9, cache=tmp_path / "cache", state=tmp_path / "state")
+    settings = Settings(number=8, cache=tmp_path / "cache", state=tmp_path / "state")
 
     assert status(settings) == Status(cluster=None)
     with pytest.raises(ClusterError, match="make cluster"):
