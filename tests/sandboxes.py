@@ -152,9 +152,9 @@ class RunningSandbox:
 
 @contextmanager
 def running_sandbox(
-    lake: SmallLake, *, concurrency: int = 2, memory_bytes: int = 512 * 2**20
+    lake: SmallLake, *, name: str = "sandbox", concurrency: int = 2, memory_bytes: int = 512 * 2**20
 ) -> Iterator[RunningSandbox]:
-    socket = lake.folder / "sandbox.sock"
+    socket = lake.folder / f"{name}.sock"
     environment = {
         "PATH": os.defpath,
         "SECRET_OF_THE_SUPERVISOR": "canary",

@@ -226,7 +226,8 @@ async def _pool(stack: AsyncExitStack, secret_dir: Path, name: str) -> asyncpg.P
 
     async def close() -> None:
         try:
-            await asyncio.wait_for(pool.close(), _CLOSE_S)
+            async with asyncio.timeout(_CLOSE_S):
+                await pool.close()
         except TimeoutError:
             pool.terminate()
 

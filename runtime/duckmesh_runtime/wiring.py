@@ -189,7 +189,8 @@ async def _until_stopped(stop: asyncio.Event, ended: Ended) -> str | None:
             logger.error("a child process ended by itself", extra={"child": lost})
             return lost
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _WATCH_S)
+            async with asyncio.timeout(_WATCH_S):
+                await stop.wait()
     return None
 
 
@@ -237,4 +238,5 @@ async def _open(stack: AsyncExitStack, role: Role, parts: Parts, stop: asyncio.E
         # A tenth of the time it has waited: what it waits for is seen soon, and who is away for long is left in peace.
         pause_s = min(max(_FIRST_PAUSE_S, 0.1 * (time.monotonic() - began)), _LONGEST_PAUSE_S)
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await stop.wait()

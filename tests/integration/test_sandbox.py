@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -53,6 +54,13 @@ def sandbox(lake: SmallLake) -> Iterator[RunningSandbox]:
     with running_sandbox(lake) as running:
         wait_for(lambda: len(running.slots()) == SLOTS)
         yield running
+
+
+@pytest.fixture(scope="module")
+def lone(lake: SmallLake) -> Iterator[SandboxClient]:
+    """One statement at a time: each runs where the one before it did."""
+    with running_sandbox(lake, name="lone", concurrency=1) as running:
+        yield running.client
 
 
 @pytest.fixture
@@ -495,6 +503,38 @@ async def test_nothing_of_a_statement_is_seen_by_the_next(
     for sql in seen * 2:
         with pytest.raises(Invalid):
             await ask(client, lake.job(sql))
+
+
+@pytest.mark.parametrize(
+    ("sql", "changes"),
+    [
+        ("SELECT max(id) FROM numbers", {}),
+        ("EXPLAIN ANALYZE SELECT max(id) FROM numbers", {}),
+        ("FROM numbers", {"row_limit": 1}),
+        ("SELECT nothing FROM numbers", {}),
+        ("SELECT error('no') FROM numbers WHERE id = 9000", {}),
+        (ENDLESS, {"timeout_ms": 300}),
+        ("SELECT one FROM small", {"catalog_path": "second.db"}),
+    ],
+    ids=["ended", "explained", "cut", "unbound", "failed", "stopped", "elsewhere"],
+)
+async def test_a_statement_answers_as_the_first_did_whatever_came_between(
+    lone: SandboxClient, lake: SmallLake, sql: str, changes: dict[str, Any]
+) -> None:
+    if path := changes.get("catalog_path"):
+        changes = {**changes, "catalog_path": str(lake.catalogs / path)}
+    counted = lake.job("SELECT count(*) AS n, max(id) AS last, typeof(now()) FROM numbers")
+    explained = lake.job("EXPLAIN SELECT count(*) FROM numbers")
+    first, plan = [await ask(lone, job) for job in (counted, explained)]
+
+    for _ in range(2):
+        with contextlib.suppress(DuckmeshError):
+            await ask(lone, lake.job(sql, **changes))
+        again = await ask(lone, counted)
+
+        assert (again.rows, again.type_names) == (first.rows, first.type_names)
+        assert again.stats.scanned_files == first.stats.scanned_files == 1
+    assert (await ask(lone, explained)).rows == plan.rows
 
 
 @pytest.mark.parametrize(

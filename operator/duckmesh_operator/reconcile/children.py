@@ -96,7 +96,13 @@ async def apply_children(
     Where a name is taken, nothing new is made: pods without their NetworkPolicy or Service would do harm or no good.
     What exists is kept in shape all the same.
     """
-    known = [*live, *await read_missing(api, desired, live)]
+    return await apply_known(api, meta, desired, [*live, *await read_missing(api, desired, live)])
+
+
+async def apply_known(
+    api: Api, meta: Meta, desired: Sequence[Manifest], known: Sequence[Manifest]
+) -> Outcome:
+    """The same for a caller who has read every desired object by its name."""
     actions = plan(desired, known, uid=meta.uid, tenant=meta.name)
     blocked = any(action.verb in (Verb.CONFLICT, Verb.WAIT) for action in actions)
     outcome = Outcome(live=list(known))

@@ -22,7 +22,7 @@ from duckmesh_operator.manifest import Manifest
 from duckmesh_operator.model import Tenant
 from duckmesh_operator.names import SECRET, child
 from duckmesh_operator.plan import is_usable
-from duckmesh_operator.reconcile.children import Outcome, apply_children
+from duckmesh_operator.reconcile.children import Outcome, apply_known
 from duckmesh_operator.specs.context import Context, seal
 from duckmesh_operator.specs.secret import (
     admin_key,
@@ -65,7 +65,7 @@ class Credentials:
             # Neither trusted nor touched; the plan says why, and no login gets a password that nobody can store.
             wanted = [seal(build_secret(tenant, part, {})) for part in taken]
             found = [live[part] for part in taken]
-            return await apply_children(self._api, tenant.meta, wanted, found)
+            return await apply_known(self._api, tenant.meta, wanted, found)
         values = await self._logins(context, catalog, live)
         values |= self._keys(live)
         problems: list[Problem] = []
@@ -79,7 +79,7 @@ class Credentials:
         ]
         # A Secret that is as it should be has no wanted counterpart and must not look superfluous.
         found = [item for part, item in live.items() if part in values]
-        outcome = await apply_children(self._api, tenant.meta, wanted, found)
+        outcome = await apply_known(self._api, tenant.meta, wanted, found)
         outcome.problems += problems
         return outcome
 

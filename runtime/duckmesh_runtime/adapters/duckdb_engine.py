@@ -123,7 +123,8 @@ class Engine:
                 self._thread, work, self._connection
             )
             try:
-                return await asyncio.wait_for(asyncio.shield(running), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    return await asyncio.shield(running)
             except (TimeoutError, asyncio.CancelledError):
                 await self._interrupt(running)
                 raise

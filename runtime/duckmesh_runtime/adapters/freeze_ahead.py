@@ -65,7 +65,8 @@ class FreezeAhead:
         task = asyncio.create_task(self._run())
         try:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._begun.wait(), _FIRST_S)
+                async with asyncio.timeout(_FIRST_S):
+                    await self._begun.wait()
             yield
         finally:
             await end(task)
@@ -91,7 +92,8 @@ class FreezeAhead:
                 prepared = await self._try(self._prepare)
             if not prepared:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._asked.wait(), _AFTER_FAILURE_S / 4)
+                    async with asyncio.timeout(_AFTER_FAILURE_S / 4):
+                        await self._asked.wait()
         self._begun.set()
 
     async def _try(self, work: Callable[[], Awaitable[bool]]) -> bool:

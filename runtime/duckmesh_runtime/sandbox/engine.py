@@ -1,4 +1,4 @@
-"""The DuckDB of one slot: opened, locked at the first statement, one cursor per statement.
+"""The DuckDB of one slot: opened, locked at the first statement, a cursor for each statement that does not end well.
 
 Locked means: no file but frozen catalogs, no address but the read proxy's, no setting, no extension. The lock comes
 with the first statement because only that says where the read proxy listens.
@@ -59,7 +59,7 @@ _READY: Final = (
     # With the schema's name: else DuckLake looks for a schema of the lake's name first.
     f"USE {LAKE}.main",
 )
-"""Each statement's cursor begins with these."""
+"""Each cursor begins with these."""
 
 _EXPLAINED: Final = "RESET custom_profiling_settings"
 """EXPLAIN ANALYZE shows what is measured."""
@@ -114,7 +114,9 @@ class Engine:
         self._root = _open(checked)
         self._kept_check = lru_cache(_KEPT_TEXTS)(self._checked_text)
         self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._plain = False  # the statement left its cursor as `_READY` made it
         self._stopped = False
+        self._spread_over = 0
         self._next: duckdb.DuckDBPyConnection | None = None  # of the catalog that is attached
         self._rules = sqlgate.Rules(
             functions=sqlgate.allowed_functions(self._names(_BUILT_IN)),
@@ -161,10 +163,19 @@ class Engine:
             return 0, 0
         return _files_of(profile), int(profile.get("total_bytes_read", 0))
 
-    def finish(self) -> None:
-        """End the statement and forget all it made."""
+    def finish(self, *, ended: bool) -> None:
+        """End the statement and forget all it made.
+
+        Args:
+            ended: It gave all its rows. A SELECT leaves nothing behind then, and the next statement takes its cursor,
+                which costs less than a new one.
+        """
         cursor, self._cursor = self._cursor, None
-        if cursor is not None:
+        if cursor is None:
+            return
+        if ended and self._plain and not self._stopped:
+            self._next = cursor
+        else:
             cursor.close()
 
     def prepare(self, order: wire.Prepare) -> None:
@@ -193,7 +204,8 @@ class Engine:
         statement = self._check(job.sql)
         self._cursor = cursor = self._next or self._new_cursor()
         self._next = None
-        if statement.type == duckdb.StatementType.EXPLAIN:
+        self._plain = statement.type != duckdb.StatementType.EXPLAIN
+        if not self._plain:
             cursor.execute(_EXPLAINED)
         cursor.execute(statement, list(job.params))
         columns = cursor.description or []
@@ -205,7 +217,7 @@ class Engine:
             raise
 
     def _again(self, job: wire.Job) -> pa.RecordBatchReader:
-        self.finish()
+        self.finish(ended=False)
         self._spread(1)
         return self._execute(job)[1]
 
@@ -303,7 +315,10 @@ class Engine:
 
     def _spread(self, threads: int) -> None:
         """Use so many threads, as far as there are cores."""
-        self._root.execute(f"SET threads = {min(threads or _threads(), _threads()):d}")
+        threads = min(threads or _threads(), _threads())
+        if threads != self._spread_over:
+            self._root.execute(f"SET threads = {threads:d}")
+            self._spread_over = threads
 
     def _names(self, statement: str) -> list[str]:
         return [row[0] for row in self._root.execute(statement).fetchall()]

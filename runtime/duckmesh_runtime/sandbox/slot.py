@@ -75,10 +75,12 @@ class Slot:
 
     def _answer(self, asked: _Asked) -> bool:
         """Run a statement; False when the process should not run another."""
+        ended = False
         try:
             with asked.rows:  # closed before its end is told
                 end = self._run(asked.job, asked.rows)
             self._send(wire.encode_message(Kind.END, end))
+            ended = not end.truncated
         except ConnectionError:
             return False
         except Exception as error:  # whatever a statement does, its caller gets an answer
@@ -88,7 +90,7 @@ class Slot:
             self._send(wire.encode_message(Kind.ERROR, failure))
             return not failure.doubtful
         finally:
-            self._engine.finish()
+            self._engine.finish(ended=ended)
         return True
 
     def _run(self, job: wire.Job, channel: socket.socket) -> wire.End:

@@ -379,7 +379,8 @@ class Committer:
     async def _wait(self, event: asyncio.Event, timeout_s: float) -> None:
         if timeout_s > 0:
             with suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await event.wait()
 
 
 def _is_change(piece: Piece) -> bool:
