@@ -78,6 +78,9 @@ def clients(stack: Stack, mode: Mode) -> Sequence[Figure]:
             ) as direct,
             _Watch(sandbox) as watch,
         ):
+            # Warm: each slot has a cache of its own to fill.
+            _ask(pod, sandbox, size, seconds)
+            _ask_direct(direct, size, seconds)
             for _ in range(mode.rounds):
                 ours, used = _ask(pod, sandbox, size, seconds)
                 plain = _ask_direct(direct, size, seconds)

@@ -145,6 +145,13 @@ class Tenant:
             }
         )
 
+    def patch(self, spec: dict[str, Any]) -> None:
+        """Change part of its spec."""
+        self.kube.kubectl(
+            *("patch", "tenant", self.name, "-n", self.namespace, "--type=merge"),
+            *("-p", json.dumps({"spec": spec})),
+        )
+
     def read(self) -> dict[str, Any]:
         found: dict[str, Any] = self.kube.json("get", "tenant", "-n", self.namespace, self.name)
         return found

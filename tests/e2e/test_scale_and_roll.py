@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +10,7 @@ from tests.e2e.api import Api
 from tests.e2e.product import VERSION, Tenant, wait_for
 from tests.e2e.runbooks import on_call
 from tests.e2e.test_kubectl_duckmesh import environment
-
-TABLE = {
-    "name": "orders",
-    "columns": [{"name": "writer", "type": "INTEGER"}, {"name": "number", "type": "BIGINT"}],
-}
-LOAD = (Path(__file__).parent / "steady_load.py").read_text()
-COUNTS = "SELECT count(*), count(DISTINCT number), max(number) FROM orders"
+from tests.e2e.writing import TABLE, check, steady_load
 
 
 def test_no_acknowledged_write_is_lost_or_doubled_while_workers_come_and_go(tenant: Tenant) -> None:
@@ -28,23 +19,21 @@ def test_no_acknowledged_write_is_lost_or_doubled_while_workers_come_and_go(tena
     with tenant.door() as url:
         Api(url, tenant.admin_key()).ok("POST", "/v1/tables", TABLE)
 
-    with _load(tenant) as load:
+    with steady_load(tenant) as load:
         load.goes_on()
-        _patch(tenant, {"ingest": {"replicas": 3}})
+        tenant.patch({"ingest": {"replicas": 3}})
         tenant.kube.kubectl("scale", "-n", tenant.namespace, "tenant/shop", "--replicas=2")
         _settled(tenant, ingest=3, query=2)
         load.goes_on()
         assert _budgets(tenant) == {"shop-ingest", "shop-query"}
 
         before = _uids(tenant)
-        _patch(
-            tenant, {"ingest": {"batch": {"maxRows": 400_000}}, "query": {"limits": {"rows": 99}}}
-        )
+        tenant.patch({"ingest": {"batch": {"maxRows": 400_000}}, "query": {"limits": {"rows": 99}}})
         wait_for("other pods", lambda: not before & _uids(tenant), 240)
         _settled(tenant, ingest=3, query=2)
         load.goes_on()
 
-        _patch(tenant, {"ingest": {"replicas": 2}})
+        tenant.patch({"ingest": {"replicas": 2}})
         tenant.kube.kubectl("scale", "-n", tenant.namespace, "tenant/shop", "--replicas=1")
         _settled(tenant, ingest=2, query=1)
         load.goes_on()
@@ -57,11 +46,7 @@ def test_no_acknowledged_write_is_lost_or_doubled_while_workers_come_and_go(tena
         load.goes_on()
         result = load.stop()
 
-    assert result["failures"] == []
-    with tenant.door() as url:
-        api = Api(url, tenant.admin_key())
-        for writer, (acked, token) in enumerate(zip(result["acked"], result["token"], strict=True)):
-            assert api.rows(f"{COUNTS} WHERE writer = {writer}", token) == [[acked, acked, acked]]
+    check(tenant, result)
 
 
 def test_a_version_without_images_leaves_the_pods_and_can_be_taken_back(
@@ -146,74 +131,6 @@ def test_an_autoscaler_reads_the_tenant_and_the_operator_leaves_it_the_number(
 # -------------------------------------------------------------------- helpers
 
 
-class _Load:
-    """The pod that reads and writes."""
-
-    def __init__(self, tenant: Tenant) -> None:
-        self._tenant = tenant
-
-    def state(self) -> dict[str, Any]:
-        """What it printed last."""
-        run = self._tenant.kube.kubectl(
-            "logs", "-n", self._tenant.namespace, "load", "--tail=1", check=False
-        )
-        found: dict[str, Any] = json.loads(run.stdout) if run.stdout.startswith("{") else {}
-        return found
-
-    def goes_on(self) -> None:
-        """Wait until every writer and the readers have got further; ends at the first failure."""
-        before = self.state()
-
-        def further() -> bool:
-            now = self.state()
-            if now.get("failures"):
-                return True  # nothing to wait for: the result tells it
-            was = before.get("acked", [0, 0])
-            return bool(now) and (
-                all(n > b + 5 for n, b in zip(now["acked"], was, strict=True))
-                and now["reads"] > before.get("reads", 0) + 5
-            )
-
-        wait_for("writes and reads to go on", further, 120)
-
-    def stop(self) -> dict[str, Any]:
-        """End it; what it counted."""
-        place = ("-n", self._tenant.namespace, "load")
-        self._tenant.kube.kubectl(
-            "exec", *place, "--", "python3", "-c", "open('/tmp/stop', 'w').close()"
-        )
-        self._tenant.kube.kubectl(
-            *("wait", "pod/load", "-n", self._tenant.namespace, "--timeout=90s"),
-            "--for=jsonpath={.status.phase}=Succeeded",
-        )
-        return self.state()
-
-
-@contextmanager
-def _load(tenant: Tenant) -> Iterator[_Load]:
-    """A pod of the runtime's image, since that has Python, beside the Tenant."""
-    doors = [f"http://shop-{part}:8080" for part in ("ingest", "query")]
-    tenant.kube.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "load", "namespace": tenant.namespace},
-            "spec": {
-                "restartPolicy": "Never",
-                "terminationGracePeriodSeconds": 1,
-                "containers": [
-                    {
-                        "name": "load",
-                        "image": f"localhost/duckmesh-runtime:{VERSION}",
-                        "command": ["python3", "-c", LOAD, *doors, tenant.admin_key(), "/tmp/stop"],
-                    }
-                ],
-            },
-        }
-    )
-    yield _Load(tenant)
-
-
 def _upgrade(tenant: Tenant, *args: str) -> subprocess.CompletedProcess[str]:
     """As the platform team does it."""
     return subprocess.run(
@@ -223,13 +140,6 @@ def _upgrade(tenant: Tenant, *args: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=400,
         env=environment(tenant.kube),
-    )
-
-
-def _patch(tenant: Tenant, spec: dict[str, Any]) -> None:
-    tenant.kube.kubectl(
-        *("patch", "tenant", tenant.name, "-n", tenant.namespace, "--type=merge"),
-        *("-p", json.dumps({"spec": spec})),
     )
 
 
