@@ -149,6 +149,7 @@ class Client:
             async with self._session.get(
                 self._url + kind.path(namespace), params=query, timeout=timeout
             ) as stream:
+                stream.raise_for_status()  # refused, say while a new CRD is not served everywhere yet
                 async for line in stream.content:
                     event = json.loads(line)
                     if event["type"] not in ("ADDED", "MODIFIED", "DELETED"):
