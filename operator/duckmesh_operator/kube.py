@@ -135,6 +135,9 @@ class Api(Protocol):
             name: Of the object.
             uid: Of the object.
             wait: Let the object stay until its pods have ended, so that they can be waited for by it.
+
+        Raises:
+            Conflict: It is there still, and was not deleted.
         """
 
 
@@ -254,8 +257,19 @@ class KubeApi:
         options: Manifest = {"propagationPolicy": policy, "preconditions": {"uid": uid}}
         try:
             await self._request("DELETE", kind.path(namespace, name), body=options)
-        except (NotFound, Conflict):  # gone, or another object by now
+        except NotFound:
             return
+        except Conflict:
+            # Another object by now, or a server that is not done with this one: only the object tells.
+            if await self._is_there(kind, namespace, name, uid):
+                raise
+
+    async def _is_there(self, kind: Kind, namespace: str, name: str, uid: str) -> bool:
+        try:
+            live = await self.get(kind, namespace, name)
+        except NotFound:
+            return False
+        return text_at(live, "metadata", "uid") == uid
 
     async def _request(
         self,

@@ -121,6 +121,29 @@ async def test_what_anyone_may_make_large_comes_in_smaller_pages(
     assert config_maps < services
 
 
+@pytest.mark.parametrize(
+    ("live", "there"), [("u1", True), ("u2", False), (None, False)], ids=["same", "other", "gone"]
+)
+async def test_a_refused_delete_is_done_only_where_the_object_is_another_or_gone(
+    api: KubeApi, server: Server, live: str | None, there: bool
+) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        if request.method == "DELETE":
+            return web.json_response({"message": "busy"}, status=409)
+        if live is None:
+            return web.json_response({}, status=404)
+        return web.json_response({"metadata": {"name": "acme-ingest", "uid": live}})
+
+    server.answer = refuse
+    refused = False
+    try:
+        await api.delete(SERVICE, "team", "acme-ingest", "u1")
+    except Conflict:
+        refused = True
+
+    assert refused is there
+
+
 async def test_a_delete_names_the_very_object(api: KubeApi, server: Server) -> None:
     await api.delete(SERVICE, "team", "acme-ingest", "u1")
 
